@@ -1,0 +1,66 @@
+//! Bounds and timers of a core, with their defaults.
+
+use std::time::Duration;
+
+/// What a core may use and how long it waits. Every field has a default; the
+/// driver overrides what its own configuration names.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Streams in all, those in TIME_WAIT not counted. A SYN beyond it is
+    /// answered with RST, a dial refused.
+    pub max_streams: usize,
+    /// Streams per local listening port; a SYN beyond it is answered with RST.
+    pub max_streams_per_port: usize,
+    /// SYNs per second in all; those beyond are dropped.
+    pub syn_rate: u32,
+    /// SYNs per second per source node; those beyond are dropped.
+    pub syn_rate_per_node: u32,
+    /// Unread streams per listening port; a SYN beyond it is answered with RST.
+    pub accept_backlog: usize,
+    /// Send buffer per stream, in bytes: written and not yet acknowledged.
+    pub send_buffer: usize,
+    /// Receive buffer per stream, in bytes: received and not yet read.
+    pub receive_buffer: usize,
+    /// Largest stream payload per segment offered to our own peers, in bytes.
+    /// The path may allow less.
+    pub max_segment: u16,
+    /// A keepalive probe is sent when nothing was sent for this long.
+    pub keepalive: Duration,
+    /// A stream is reset when nothing was received for this long.
+    pub idle_timeout: Duration,
+    /// How long an ended stream answers late packets.
+    pub time_wait: Duration,
+    /// Data unacknowledged for this long ends the stream.
+    pub give_up: Duration,
+    /// A session's keys are replaced after this long.
+    pub rekey_after: Duration,
+    /// A session's keys are replaced after this many sealed frames.
+    pub rekey_frames: u64,
+    /// Peers with tunnel state; beyond it the one unheard for longest goes.
+    pub max_peers: usize,
+    /// Whether small writes are gathered (Nagle) unless a stream opts out.
+    pub nagle: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_streams: 4096,
+            max_streams_per_port: 1024,
+            syn_rate: 100,
+            syn_rate_per_node: 10,
+            accept_backlog: 64,
+            send_buffer: 4 << 20,
+            receive_buffer: 4 << 20,
+            max_segment: 32 << 10,
+            keepalive: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(120),
+            time_wait: Duration::from_secs(10),
+            give_up: Duration::from_secs(60),
+            rekey_after: Duration::from_secs(3600),
+            rekey_frames: 1 << 32,
+            max_peers: 65_536,
+            nagle: true,
+        }
+    }
+}
