@@ -9,7 +9,7 @@ mod command;
 mod event;
 
 pub use command::{Command, CommandError, Handshake, Setting};
-pub use event::{Event, EventError};
+pub use event::{Event, EventError, json};
 
 /// The most bytes a message may have after its length.
 pub const MAX_MESSAGE: usize = 1_048_576;
