@@ -75,6 +75,7 @@ impl Options {
                 KIND_MAX_SEGMENT => {
                     options.max_segment = Some(u16::from_be_bytes(value.try_into().ok()?));
                 }
+                KIND_STREAM_ACK | KIND_HALF_CLOSE | KIND_BYTE_WINDOW if len != 0 => return None,
                 KIND_STREAM_ACK => options.stream_ack = true,
                 KIND_HALF_CLOSE => options.half_close = true,
                 KIND_BYTE_WINDOW => options.byte_window = true,
