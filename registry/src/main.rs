@@ -1,2 +1,15 @@
-//! stub
-fn main() {}
+//! The `pilot-registry` program.
+
+use std::process::ExitCode;
+
+use pilot_beacon::program::{self, Ready};
+use pilot_registry::{Config, Registry, config};
+
+fn main() -> ExitCode {
+    program::run(&config::REGISTRY, |settings| async move {
+        let registry = Registry::start(Config::try_from(&settings)?).await?;
+        Ready::new(config::REGISTRY.name).addr("addr", registry.local_addr()).print()?;
+        registry.run(program::shutdown()?).await;
+        Ok(())
+    })
+}

@@ -1,0 +1,132 @@
+//! What is bounded per source address, and the beacons of the last minute.
+//! Neither is durable.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use pilot_wire::registry::Beacon;
+
+use crate::state::Refusal;
+
+/// Source addresses remembered; when full, those with a full bucket go, and
+/// if there are none, all go.
+const MAX_SOURCES: usize = 65_536;
+/// How long a beacon's registration holds, in seconds.
+const BEACON_TTL: u64 = 60;
+/// Most beacons at a time; a further one is refused.
+const MAX_BEACONS: usize = 256;
+/// Longest beacon address, in bytes.
+const MAX_BEACON_ADDR: usize = 256;
+
+/// A token bucket per source address: `rate` tokens, refilled in a minute.
+#[derive(Debug)]
+pub(crate) struct RateLimit {
+    rate: u32,
+    buckets: HashMap<IpAddr, Bucket>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    /// Sixtieths of a token, so that whole seconds refill whole units.
+    level: u64,
+    at: u64,
+}
+
+impl RateLimit {
+    /// `rate` 0 allows everything.
+    pub(crate) fn new(rate: u32) -> Self {
+        Self { rate, buckets: HashMap::new() }
+    }
+
+    /// Takes a token if there is one.
+    pub(crate) fn take(&mut self, source: IpAddr, now: u64) -> bool {
+        if self.rate == 0 {
+            return true;
+        }
+        let (rate, full) = (u64::from(self.rate), u64::from(self.rate) * 60);
+        let level = |b: &Bucket| full.min(b.level + now.saturating_sub(b.at).saturating_mul(rate));
+        if self.buckets.len() >= MAX_SOURCES && !self.buckets.contains_key(&source) {
+            self.buckets.retain(|_, b| level(b) < full);
+            if self.buckets.len() >= MAX_SOURCES {
+                self.buckets.clear();
+            }
+        }
+        let bucket = self.buckets.entry(source).or_insert(Bucket { level: full, at: now });
+        let level = level(bucket);
+        let taken = level.checked_sub(60);
+        *bucket = Bucket { level: taken.unwrap_or(level), at: now };
+        taken.is_some()
+    }
+}
+
+/// Beacons that registered lately.
+#[derive(Debug, Default)]
+pub(crate) struct Beacons {
+    beacons: BTreeMap<u32, (String, u64)>,
+}
+
+impl Beacons {
+    pub(crate) fn register(&mut self, id: u32, addr: &str, now: u64) -> Result<(), Refusal> {
+        if id == 0 {
+            return Err(Refusal::Missing("beacon_id"));
+        }
+        if addr.is_empty() || addr.len() > MAX_BEACON_ADDR {
+            return Err(Refusal::Missing("addr"));
+        }
+        self.expire(now);
+        if self.beacons.len() >= MAX_BEACONS && !self.beacons.contains_key(&id) {
+            return Err(Refusal::Full("beacons"));
+        }
+        self.beacons.insert(id, (addr.to_owned(), now));
+        Ok(())
+    }
+
+    pub(crate) fn list(&mut self, now: u64) -> Vec<Beacon> {
+        self.expire(now);
+        self.beacons.iter().map(|(id, (addr, _))| Beacon { id: *id, addr: addr.clone() }).collect()
+    }
+
+    fn expire(&mut self, now: u64) {
+        self.beacons.retain(|_, (_, at)| now.saturating_sub(*at) < BEACON_TTL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_refill_over_a_minute() {
+        let mut limit = RateLimit::new(10);
+        let source = IpAddr::from([10, 0, 0, 1]);
+        assert!((0..10).all(|_| limit.take(source, 100)));
+        assert!(!limit.take(source, 100));
+        assert!(!limit.take(source, 105));
+        assert!(limit.take(source, 106) && !limit.take(source, 106));
+        assert!(limit.take(IpAddr::from([10, 0, 0, 2]), 106));
+        assert_eq!((0..20).filter(|_| limit.take(source, 1000)).count(), 10);
+        let mut unlimited = RateLimit::new(0);
+        assert!((0..1000).all(|_| unlimited.take(source, 0)));
+    }
+
+    #[test]
+    fn sources_are_bounded() {
+        let mut limit = RateLimit::new(1);
+        for i in 0..200_000u32 {
+            limit.take(IpAddr::from(i.to_be_bytes()), 5);
+        }
+        assert!(limit.buckets.len() <= MAX_SOURCES);
+    }
+
+    #[test]
+    fn beacons_expire_and_are_bounded() {
+        let mut beacons = Beacons::default();
+        assert!(beacons.register(0, "x", 0).is_err() && beacons.register(1, "", 0).is_err());
+        for id in 1..=300 {
+            let good = beacons.register(id, "x:1", 0).is_ok();
+            assert_eq!(good, id <= 256);
+        }
+        assert_eq!(beacons.list(59).len(), 256);
+        assert!(beacons.list(60).is_empty());
+    }
+}

@@ -1,0 +1,181 @@
+//! Listening, connections, the reaper, and an orderly end.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pilot_beacon::server::listen_candidates;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::connection::{serve, unix_now};
+use crate::service::Service;
+use crate::state::{Command, Op};
+use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
+use crate::writer::Writer;
+
+/// Connections get so long to send their last answers.
+const END_LIMIT: Duration = Duration::from_secs(5);
+/// Nodes removed per command.
+const REAP_CHUNK: usize = 4096;
+/// Pause after a failed accept, which is about lack of file handles.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a registry does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("{key} {addr}: cannot listen: {source}; choose another address with -{key}")]
+    Listen {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        addr: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state file cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The state file contradicts itself.
+    #[error("state file {}: {source}; restore a backup, or move it away to start empty", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: RestoreError,
+    },
+    /// The system gives no thread.
+    #[error("cannot start the writer thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A registry that listens and has its state, but does not answer yet.
+#[derive(Debug)]
+pub struct Registry {
+    listener: TcpListener,
+    local: SocketAddr,
+    service: Arc<Service>,
+    writer: Writer,
+    thread: JoinHandle<()>,
+    config: Config,
+}
+
+impl Registry {
+    /// Binds the address and restores the state.
+    ///
+    /// # Errors
+    /// When the address or the state file cannot be used.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let listener = listen(&config).await?;
+        let local = listener.local_addr().map_err(|e| listen_error(&config, e))?;
+        let mut log: Box<dyn CommandLog> = match &config.store {
+            Some(path) => Box::new(SqliteLog::open(path)?),
+            None => {
+                tracing::warn!("no -store is set: the state is lost when the registry ends");
+                Box::new(MemoryLog)
+            }
+        };
+        let state = store::restore(log.as_mut()).map_err(|e| match e {
+            RestoreError::Store(e) => StartError::Store(e),
+            source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
+        })?;
+        state.touch_all(unix_now());
+        tracing::info!(%local, nodes = state.len(), "registry serves");
+        let state = Arc::new(RwLock::new(state));
+        let (writer, thread) =
+            Writer::start(Arc::clone(&state), log).map_err(StartError::Thread)?;
+        let service = Service::new(state, config.register_rate, config.owner_recovery);
+        Ok(Self { listener, local, service: Arc::new(service), writer, thread, config })
+    }
+
+    /// Where it listens.
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Serves until `shutdown` completes; returns when the state is closed.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self { listener, service, writer, thread, config, .. } = self;
+        let (stop, stopped) = watch::channel(false);
+        let mut connections = JoinSet::new();
+        let accept = async {
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        // At the bound a newcomer is closed at once.
+                        Ok(_) if connections.len() >= config.max_connections => {
+                            tracing::debug!("connection refused: max-connections reached");
+                        }
+                        Ok((stream, source)) => {
+                            // Costs latency only if it fails.
+                            let _ = stream.set_nodelay(true);
+                            let (service, writer) = (Arc::clone(&service), writer.clone());
+                            let stopped = stopped.clone();
+                            connections.spawn(
+                                serve(stream, source, service, writer, config.idle, stopped));
+                        }
+                        Err(e) => {
+                            tracing::warn!("accept: {e}");
+                            tokio::time::sleep(ACCEPT_PAUSE).await;
+                        }
+                    },
+                    Some(_) = connections.join_next() => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = accept => {}
+            () = reap(&service, &writer, &config) => {}
+            () = shutdown => {}
+        }
+        drop(listener);
+        // Nobody listens any more only when all connections are gone already.
+        let _ = stop.send(true);
+        let end = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(END_LIMIT, end).await.is_err() {
+            tracing::warn!("connections still open are cut off");
+        }
+        connections.shutdown().await;
+        drop((writer, service));
+        let closed = tokio::task::spawn_blocking(move || thread.join()).await;
+        if !matches!(closed, Ok(Ok(()))) {
+            tracing::error!("the writer thread failed");
+        }
+        tracing::info!("registry ended");
+    }
+}
+
+/// Removes nodes that were silent for too long, for ever. A heartbeat that
+/// arrives between the look and the removal is answered and lost; the node
+/// registers again when its next one fails.
+async fn reap(service: &Service, writer: &Writer, config: &Config) {
+    let mut interval = tokio::time::interval(config.reap_interval);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let now = unix_now();
+        let silent = service.state().silent_since(now.saturating_sub(config.node_ttl.as_secs()));
+        for chunk in silent.chunks(REAP_CHUNK) {
+            tracing::info!(nodes = chunk.len(), "silent nodes removed");
+            let op = Op::Reap { silent: chunk.to_vec() };
+            writer.submit(vec![Command { at: now, op }]).await;
+        }
+    }
+}
+
+async fn listen(config: &Config) -> Result<TcpListener, StartError> {
+    let candidates =
+        listen_candidates(&config.addr).await.map_err(|e| listen_error(config, e))?;
+    TcpListener::bind(candidates.as_slice()).await.map_err(|e| listen_error(config, e))
+}
+
+fn listen_error(config: &Config, source: io::Error) -> StartError {
+    StartError::Listen { key: config.addr_key, addr: config.addr.clone(), source }
+}

@@ -1,0 +1,390 @@
+//! From a request to an answer or to a command: who may ask what. Reads are
+//! answered from the state; what changes it becomes a [`Command`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use ed25519_dalek::VerifyingKey;
+use pilot_wire::NodeId;
+use pilot_wire::registry::{
+    Acknowledged, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes, Heartbeat, Lookup,
+    Network, NetworkList, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname, Signature,
+    challenge,
+};
+
+use crate::limits::{Beacons, RateLimit};
+use crate::state::{
+    Command, MAX_JUSTIFICATION, MAX_OWNER, NodeRecord, Op, Refusal, Register, Signer, State,
+    check_hostname, check_tags,
+};
+
+/// A proof of possession is good for so many seconds before and after its time.
+const PROOF_WINDOW: u64 = 300;
+
+/// What a request comes to.
+#[derive(Debug)]
+pub enum Admitted {
+    /// An answer without any change.
+    Reply(Acknowledged),
+    /// A change to be made durable first.
+    Write(Command),
+}
+
+/// Everything that requests are judged by.
+#[derive(Debug)]
+pub struct Service {
+    state: Arc<RwLock<State>>,
+    rate: Mutex<RateLimit>,
+    beacons: Mutex<Beacons>,
+    owner_recovery: bool,
+}
+
+impl Service {
+    /// Judges by `state`, which the writer changes.
+    pub fn new(state: Arc<RwLock<State>>, register_rate: u32, owner_recovery: bool) -> Self {
+        Self {
+            state,
+            rate: Mutex::new(RateLimit::new(register_rate)),
+            beacons: Mutex::new(Beacons::default()),
+            owner_recovery,
+        }
+    }
+
+    /// The state as it is durable now.
+    pub fn state(&self) -> RwLockReadGuard<'_, State> {
+        read(&self.state)
+    }
+
+    /// Whether the request may change the state. Others are answered from it,
+    /// so whatever came before on the connection must be applied first.
+    pub fn is_write(kind: &str) -> bool {
+        matches!(
+            kind,
+            "register"
+                | "deregister"
+                | "set_visibility"
+                | "set_hostname"
+                | "set_tags"
+                | "set_task_exec"
+                | "report_trust"
+                | "revoke_trust"
+                | "request_handshake"
+                | "respond_handshake"
+                | "rotate_key"
+                | "update_polo_score"
+                | "set_polo_score"
+        )
+    }
+
+    /// Judges one request from `source` at `now` (Unix seconds).
+    ///
+    /// # Errors
+    /// Says why it is refused.
+    pub fn admit(
+        &self,
+        fields: &Fields<'_>,
+        source: SocketAddr,
+        now: u64,
+    ) -> Result<Admitted, Refusal> {
+        let node = NodeId(fields.node_id);
+        let peer = NodeId(fields.peer_id);
+        let op = match fields.kind.as_ref() {
+            "lookup" => return Ok(reply(lookup(&self.state().node(node)?.record))),
+            "resolve" => return self.resolve(fields),
+            "resolve_hostname" => return self.resolve_hostname(fields),
+            "heartbeat" => {
+                self.signer(node, fields, || challenge::heartbeat(node))?;
+                self.state().node(node)?.touch(now);
+                return Ok(reply(Heartbeat { time: now }));
+            }
+            "poll_handshakes" => {
+                let by = self.signer(node, fields, || challenge::poll_handshakes(node))?;
+                if !self.state().has_handshakes(node) {
+                    return Ok(reply(Handshakes { requests: vec![], responses: vec![] }));
+                }
+                Op::TakeHandshakes { by }
+            }
+            "register" => self.register(fields, source, now)?,
+            "deregister" => {
+                if self.state().node(node).is_err() {
+                    return Ok(reply(Deregistered {}));
+                }
+                Op::Deregister { by: self.signer(node, fields, || challenge::deregister(node))? }
+            }
+            "set_visibility" => {
+                let by = self.signer(node, fields, || challenge::set_visibility(node))?;
+                Op::SetVisibility { by, public: fields.public }
+            }
+            "set_hostname" => {
+                let by = self.signer(node, fields, || challenge::set_hostname(node))?;
+                if !fields.hostname.is_empty() {
+                    check_hostname(&fields.hostname)?;
+                }
+                Op::SetHostname { by, hostname: fields.hostname.clone().into_owned() }
+            }
+            "set_tags" => {
+                let by = self.signer(node, fields, || challenge::set_tags(node))?;
+                Op::SetTags { by, tags: check_tags(&fields.tags)? }
+            }
+            "set_task_exec" => {
+                let by = self.signer(node, fields, || challenge::set_task_exec(node))?;
+                Op::SetTaskExec { by, enabled: fields.enabled }
+            }
+            "report_trust" => {
+                let by = self.signer(node, fields, || challenge::report_trust(node, peer))?;
+                Op::ReportTrust { by, peer }
+            }
+            "revoke_trust" => {
+                let by = self.signer(node, fields, || challenge::revoke_trust(node, peer))?;
+                Op::RevokeTrust { by, peer }
+            }
+            "request_handshake" => {
+                let (from, to) = (NodeId(fields.from_node_id), NodeId(fields.to_node_id));
+                let by = self.signer(from, fields, || challenge::request_handshake(from, to))?;
+                let justification = cut(&fields.justification, MAX_JUSTIFICATION).to_owned();
+                Op::RequestHandshake { by, to, justification }
+            }
+            "respond_handshake" => {
+                let by = self.signer(node, fields, || challenge::respond_handshake(node, peer))?;
+                Op::RespondHandshake { by, peer, accept: fields.accept }
+            }
+            "rotate_key" => {
+                let by = self.signer(node, fields, || challenge::rotate_key(node))?;
+                let new_key =
+                    PublicKey::from_base64(&fields.new_public_key).ok_or(Refusal::BadKey)?;
+                Op::RotateKey { by, new_key }
+            }
+            "punch" => return self.punch(fields),
+            "get_polo_score" => {
+                let state = self.state();
+                let record = &state.node(node)?.record;
+                let (address, polo_score) = (record.address(), record.polo_score);
+                return Ok(reply(PoloScore { node_id: node, address, polo_score }));
+            }
+            "update_polo_score" => {
+                let delta = fields.delta.ok_or(Refusal::Missing("delta"))?;
+                Op::UpdatePoloScore { node: self.known(node)?, delta }
+            }
+            "set_polo_score" => {
+                let polo_score = fields.polo_score.ok_or(Refusal::Missing("polo_score"))?;
+                Op::SetPoloScore { node: self.known(node)?, polo_score }
+            }
+            "list_networks" => {
+                let members = self.state().len() as u64;
+                let name = "backbone".to_owned();
+                let backbone = Network { id: 0, name, members, join_rule: "open".to_owned() };
+                return Ok(reply(NetworkList { networks: vec![backbone] }));
+            }
+            "list_nodes" => return Err(Refusal::UnknownNetwork(fields.network_id)),
+            "create_network" | "join_network" | "leave_network" => {
+                return Err(Refusal::NetworksDisabled);
+            }
+            "beacon_register" => {
+                lock(&self.beacons).register(fields.beacon_id, &fields.addr, now)?;
+                return Ok(reply(BeaconRegistered { beacon_id: fields.beacon_id }));
+            }
+            "beacon_list" => {
+                return Ok(reply(BeaconList { beacons: lock(&self.beacons).list(now) }));
+            }
+            other => return Err(Refusal::UnknownType(cut(other, 64).to_owned())),
+        };
+        Ok(Admitted::Write(Command { at: now, op }))
+    }
+
+    fn known(&self, node: NodeId) -> Result<NodeId, Refusal> {
+        self.state().node(node).map(|_| node)
+    }
+
+    /// Checks the request's signature under the key of `node`.
+    fn signer(
+        &self,
+        node: NodeId,
+        fields: &Fields<'_>,
+        challenge: impl FnOnce() -> String,
+    ) -> Result<Signer, Refusal> {
+        // The lock is not held while verifying; applying compares the key.
+        let key = self.state().node(node)?.record.key;
+        let bad = Refusal::BadSignature(node);
+        let signature = Signature::from_base64(&fields.signature).ok_or(bad.clone())?;
+        if !verifies(key, &challenge(), signature) {
+            return Err(bad);
+        }
+        Ok(Signer { node, key })
+    }
+
+    fn register(
+        &self,
+        fields: &Fields<'_>,
+        source: SocketAddr,
+        now: u64,
+    ) -> Result<Op, Refusal> {
+        let admitted = lock(&self.rate).take(source.ip(), now);
+        let key = PublicKey::from_base64(&fields.public_key).ok_or(Refusal::BadKey)?;
+        let known = self.state().key(&key);
+        if known.is_none() && !admitted {
+            return Err(Refusal::RateLimited);
+        }
+        let proven = proof(fields, key, now)?;
+        if known.is_some_and(|k| k.proven) && !proven {
+            return Err(Refusal::ProofRequired);
+        }
+        if fields.owner.len() > MAX_OWNER {
+            return Err(Refusal::OwnerTooLong);
+        }
+        Ok(Op::Register(Register {
+            key,
+            endpoint: endpoint(&fields.listen_addr, source),
+            owner: fields.owner.clone().into_owned(),
+            // Kept long enough to be refused as malformed.
+            hostname: cut(&fields.hostname, 64).to_owned(),
+            proven,
+            takeover: self.owner_recovery,
+        }))
+    }
+
+    fn resolve(&self, fields: &Fields<'_>) -> Result<Admitted, Refusal> {
+        let (requester, target) = (NodeId(fields.requester_id), NodeId(fields.node_id));
+        self.signer(requester, fields, || challenge::resolve(requester, target))?;
+        let state = self.state();
+        let node = state.node(target)?;
+        if !state.may_resolve(requester, node) {
+            return Err(Refusal::Private(target));
+        }
+        let real_addr = node.record.endpoint.to_string();
+        Ok(reply(Resolved { node_id: target, real_addr }))
+    }
+
+    fn resolve_hostname(&self, fields: &Fields<'_>) -> Result<Admitted, Refusal> {
+        let state = self.state();
+        let record = &state.named(cut(&fields.hostname, 64))?.record;
+        Ok(reply(ResolvedHostname {
+            node_id: record.id,
+            address: record.address(),
+            public: record.public,
+            hostname: record.hostname.clone(),
+        }))
+    }
+
+    /// Gives both addresses to one of the two, if it may resolve the other.
+    fn punch(&self, fields: &Fields<'_>) -> Result<Admitted, Refusal> {
+        let requester = NodeId(fields.requester_id);
+        let (a, b) = (NodeId(fields.node_a), NodeId(fields.node_b));
+        let other = match requester {
+            r if r == a => b,
+            r if r == b => a,
+            _ => return Err(Refusal::Outsider),
+        };
+        self.signer(requester, fields, || challenge::punch(a, b))?;
+        let state = self.state();
+        if !state.may_resolve(requester, state.node(other)?) {
+            return Err(Refusal::Private(other));
+        }
+        let addr = |id| state.node(id).map(|n| n.record.endpoint.to_string());
+        Ok(reply(Punch { node_a: a, node_a_addr: addr(a)?, node_b: b, node_b_addr: addr(b)? }))
+    }
+}
+
+fn reply(reply: impl Into<Acknowledged>) -> Admitted {
+    Admitted::Reply(reply.into())
+}
+
+fn lookup(record: &NodeRecord) -> Lookup {
+    Lookup {
+        node_id: record.id,
+        address: record.address(),
+        networks: vec![0],
+        public_key: record.key,
+        public: record.public,
+        polo_score: record.polo_score,
+        hostname: Some(&record.hostname).filter(|h| !h.is_empty()).cloned(),
+        tags: record.tags.clone(),
+        task_exec: record.task_exec,
+        real_addr: record.public.then(|| record.endpoint.to_string()),
+    }
+}
+
+/// Whether the request proves possession of `key`: a signature over a time
+/// close to ours and the listen address. None at all is no proof, a stale one
+/// neither, a false one is refused.
+fn proof(fields: &Fields<'_>, key: PublicKey, now: u64) -> Result<bool, Refusal> {
+    if fields.proof.is_empty() {
+        return Ok(false);
+    }
+    let timestamp = fields.timestamp.and_then(|t| u64::try_from(t).ok()).ok_or(Refusal::BadProof)?;
+    let signature = Signature::from_base64(&fields.proof).ok_or(Refusal::BadProof)?;
+    if timestamp.abs_diff(now) > PROOF_WINDOW {
+        return Ok(false);
+    }
+    if !verifies(key, &challenge::register(timestamp, &fields.listen_addr), signature) {
+        return Err(Refusal::BadProof);
+    }
+    Ok(true)
+}
+
+fn verifies(key: PublicKey, message: &str, signature: Signature) -> bool {
+    let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
+    VerifyingKey::from_bytes(&key.0)
+        .is_ok_and(|key| key.verify_strict(message.as_bytes(), &signature).is_ok())
+}
+
+/// The host is always the source's; the port that of `host:port`, or the
+/// source's when there is none.
+fn endpoint(listen_addr: &str, source: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = source.ip();
+    let stated = listen_addr.rsplit_once(':').and_then(|(host, port)| {
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        (bracketed || !host.contains(':')).then_some(port)?.parse().ok()
+    });
+    SocketAddr::new(ip, stated.unwrap_or(source.port()))
+}
+
+/// At most `max` bytes, cut between characters.
+fn cut(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// A panic elsewhere leaves whole values behind in what these locks guard, so
+/// poisoning is ignored.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn read(state: &RwLock<State>) -> RwLockReadGuard<'_, State> {
+    state.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn write(state: &RwLock<State>) -> RwLockWriteGuard<'_, State> {
+    state.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_take_the_port_only() {
+        let source: SocketAddr = "192.0.2.7:555".parse().unwrap();
+        for (listen, port) in [
+            ("203.0.113.9:4000", 4000),
+            (":7", 7),
+            ("[::]:9", 9),
+            ("host.example:1", 1),
+            ("", 555),
+            ("nonsense", 555),
+            ("::1", 555),
+            (":http", 555),
+            (":99999", 555),
+        ] {
+            assert_eq!(endpoint(listen, source).to_string(), format!("192.0.2.7:{port}"), "{listen}");
+        }
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!((cut("aé", 2), cut("aé", 3), cut("", 5)), ("a", "aé", ""));
+    }
+}

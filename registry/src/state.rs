@@ -1,0 +1,221 @@
+//! The registry's state machine. Everything durable happens in
+//! [`State::apply`], which depends on the state and the command alone, so that
+//! the same commands always give the same state. No I/O, no clock.
+//!
+//! Bounds: [`MAX_KEYS`] keys ever registered, [`MAX_TRUST`] trust records,
+//! [`MAX_REQUESTS`] and [`MAX_ANSWERS`] waiting per node. At the first three a
+//! request is refused, at the last the oldest answer goes.
+
+mod apply;
+mod command;
+mod names;
+mod refusal;
+mod snapshot;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pilot_wire::registry::{HandshakeAnswer, HandshakeRequest, PublicKey};
+use pilot_wire::{Address, NodeId};
+use serde::{Deserialize, Serialize};
+
+pub use command::{Command, Op, Register, Signer};
+pub use names::{check_hostname, check_tags};
+pub use refusal::Refusal;
+pub use snapshot::{Snapshot, SnapshotError};
+
+/// Most keys ever registered; a key keeps its node ID for ever.
+pub const MAX_KEYS: usize = 8_000_000;
+/// Most pairs of which at least one side has stated trust.
+pub const MAX_TRUST: usize = 8_000_000;
+/// Most handshake requests waiting for one node (published limit).
+pub const MAX_REQUESTS: usize = 100;
+/// Most handshake answers waiting for one node; the oldest makes room.
+pub const MAX_ANSWERS: usize = 100;
+/// Longest owner text, in bytes.
+pub const MAX_OWNER: usize = 256;
+/// Longest justification kept, in bytes; the rest is cut off.
+pub const MAX_JUSTIFICATION: usize = 1024;
+
+/// The durable part of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its ID.
+    pub id: NodeId,
+    /// Its key.
+    pub key: PublicKey,
+    /// Source IP of its registration and the port it stated.
+    pub endpoint: SocketAddr,
+    /// Number of the command that last registered it.
+    pub registered_by: u64,
+    /// Text naming the owner.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
+    /// Unique among nodes; empty for none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
+    /// Whether anybody may see `endpoint`.
+    #[serde(default)]
+    pub public: bool,
+    /// At most 10.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Reputation.
+    #[serde(default)]
+    pub polo_score: i64,
+    /// Whether it executes tasks.
+    #[serde(default)]
+    pub task_exec: bool,
+}
+
+impl NodeRecord {
+    /// Its address on the backbone.
+    pub const fn address(&self) -> Address {
+        Address::backbone(self.id)
+    }
+}
+
+/// A node that is registered now.
+#[derive(Debug)]
+pub struct Node {
+    /// What is durable.
+    pub record: NodeRecord,
+    /// Unix seconds; liveness is not durable and no part of a snapshot.
+    seen: AtomicU64,
+}
+
+impl Node {
+    /// Notes that the node was heard of.
+    pub fn touch(&self, now: u64) {
+        self.seen.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// When it was last heard of, Unix seconds.
+    pub fn last_seen(&self) -> u64 {
+        self.seen.load(Ordering::Relaxed)
+    }
+}
+
+/// What is known of a key, for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyEntry {
+    /// Its node.
+    pub node: NodeId,
+    /// Whether its holder has once proven possession; then it always must.
+    pub proven: bool,
+}
+
+/// Which sides of a pair have stated that they trust the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Stated {
+    low: bool,
+    high: bool,
+}
+
+/// The whole state.
+#[derive(Debug)]
+pub struct State {
+    applied: u64,
+    next_node: u32,
+    nodes: HashMap<NodeId, Node>,
+    keys: HashMap<PublicKey, KeyEntry>,
+    owners: HashMap<String, NodeId>,
+    hostnames: HashMap<String, NodeId>,
+    trust: HashMap<(NodeId, NodeId), Stated>,
+    requests: HashMap<NodeId, Vec<HandshakeRequest>>,
+    answers: HashMap<NodeId, VecDeque<HandshakeAnswer>>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            applied: 0,
+            next_node: 1,
+            nodes: HashMap::new(),
+            keys: HashMap::new(),
+            owners: HashMap::new(),
+            hostnames: HashMap::new(),
+            trust: HashMap::new(),
+            requests: HashMap::new(),
+            answers: HashMap::new(),
+        }
+    }
+}
+
+impl State {
+    /// How many commands made this state.
+    pub const fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// A registered node.
+    ///
+    /// # Errors
+    /// When there is none of that ID.
+    pub fn node(&self, id: NodeId) -> Result<&Node, Refusal> {
+        self.nodes.get(&id).ok_or(Refusal::UnknownNode(id))
+    }
+
+    /// The registered node of that name.
+    ///
+    /// # Errors
+    /// When nobody has the name.
+    pub fn named(&self, hostname: &str) -> Result<&Node, Refusal> {
+        self.hostnames
+            .get(hostname)
+            .and_then(|id| self.nodes.get(id))
+            .ok_or_else(|| Refusal::UnknownHostname(hostname.to_owned()))
+    }
+
+    /// What is known of a key.
+    pub fn key(&self, key: &PublicKey) -> Option<KeyEntry> {
+        self.keys.get(key).copied()
+    }
+
+    /// How many nodes are registered.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether nobody is registered.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Whether `requester` may see the real address of `target`: it is public,
+    /// or both have stated trust in each other. On the word of one side alone
+    /// nobody's address is given away.
+    pub fn may_resolve(&self, requester: NodeId, target: &Node) -> bool {
+        target.record.public
+            || self
+                .trust
+                .get(&pair(requester, target.record.id))
+                .is_some_and(|stated| stated.low && stated.high)
+    }
+
+    /// Whether anything waits for `node`.
+    pub fn has_handshakes(&self, node: NodeId) -> bool {
+        self.requests.contains_key(&node) || self.answers.contains_key(&node)
+    }
+
+    /// Nodes not heard of since `before`, with what identifies the
+    /// registration, as a reap command needs it.
+    pub fn silent_since(&self, before: u64) -> Vec<(NodeId, u64)> {
+        let silent = self.nodes.values().filter(|n| n.last_seen() < before);
+        silent.map(|n| (n.record.id, n.record.registered_by)).collect()
+    }
+
+    /// Counts every node as heard of at `now`: after a restart each gets the
+    /// whole time to report again.
+    pub fn touch_all(&self, now: u64) {
+        self.nodes.values().for_each(|n| n.touch(now));
+    }
+}
+
+fn pair(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
+    (a.min(b), a.max(b))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! The one thread that changes the state: it takes all waiting commands, makes
+//! them durable in one transaction, applies them, and only then answers. So
+//! what anybody can read is durable, and reads never wait for the disk.
+
+use std::sync::{Arc, RwLock};
+use std::thread::JoinHandle;
+
+use pilot_wire::registry::Acknowledged;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::service::{read, write};
+use crate::state::{Command, Refusal, State};
+use crate::store::CommandLog;
+
+/// What a command led to.
+pub(crate) type Outcome = Result<Acknowledged, Refusal>;
+
+/// Jobs that may wait; a sender waits for room.
+const QUEUE: usize = 1024;
+/// Commands per transaction; the rest waits for the next.
+const MAX_BATCH: usize = 8192;
+/// Commands applied before readers get a turn.
+const APPLY_CHUNK: usize = 256;
+
+struct Job {
+    commands: Vec<Command>,
+    reply: oneshot::Sender<Vec<Outcome>>,
+}
+
+/// Hands commands to the writer thread; when the last one is dropped, the
+/// thread ends and closes the log.
+#[derive(Clone, Debug)]
+pub(crate) struct Writer {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub(crate) fn start(
+        state: Arc<RwLock<State>>,
+        log: Box<dyn CommandLog>,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("registry-writer".to_owned())
+            .spawn(move || run(&state, log, queue))?;
+        Ok((Self { jobs }, thread))
+    }
+
+    /// Makes commands durable and applies them in order; one outcome each.
+    pub(crate) async fn submit(&self, commands: Vec<Command>) -> Vec<Outcome> {
+        let count = commands.len();
+        let (reply, outcomes) = oneshot::channel();
+        let lost = || vec![Err(Refusal::Storage); count];
+        match self.jobs.send(Job { commands, reply }).await {
+            Ok(()) => outcomes.await.unwrap_or_else(|_| lost()),
+            Err(_) => lost(),
+        }
+    }
+}
+
+fn run(state: &RwLock<State>, mut log: Box<dyn CommandLog>, mut queue: mpsc::Receiver<Job>) {
+    let mut commands = Vec::new();
+    let mut waiting = Vec::new();
+    while let Some(job) = queue.blocking_recv() {
+        let mut next = Some(job);
+        while let Some(mut job) = next {
+            waiting.push((job.commands.len(), job.reply));
+            commands.append(&mut job.commands);
+            next = if commands.len() < MAX_BATCH { queue.try_recv().ok() } else { None };
+        }
+        let first = read(state).applied() + 1;
+        let mut outcomes = match log.append(first, &commands) {
+            Ok(()) => apply(state, &commands),
+            Err(e) => {
+                tracing::error!("{} requests refused: {e}", commands.len());
+                vec![Err(Refusal::Storage); commands.len()]
+            }
+        }
+        .into_iter();
+        for (count, reply) in waiting.drain(..) {
+            // A connection that is gone needs no answer.
+            let _ = reply.send(outcomes.by_ref().take(count).collect());
+        }
+        commands.clear();
+        snapshot_if_due(state, log.as_mut());
+    }
+}
+
+fn apply(state: &RwLock<State>, commands: &[Command]) -> Vec<Outcome> {
+    let mut outcomes = Vec::with_capacity(commands.len());
+    for chunk in commands.chunks(APPLY_CHUNK) {
+        let mut state = write(state);
+        outcomes.extend(chunk.iter().map(|command| state.apply(command)));
+    }
+    outcomes
+}
+
+fn snapshot_if_due(state: &RwLock<State>, log: &mut dyn CommandLog) {
+    let snapshot = {
+        let state = read(state);
+        if !log.wants_snapshot(state.len()) {
+            return;
+        }
+        state.snapshot()
+    };
+    if let Err(e) = log.replace(&snapshot) {
+        tracing::error!("snapshot not written, the log keeps growing: {e}");
+    }
+}
