@@ -11,6 +11,8 @@ mod event;
 pub use command::{Command, CommandError, Handshake, Setting};
 pub use event::{Event, EventError, json};
 
+use crate::address::SocketAddress;
+
 /// The most bytes a message may have after its length.
 pub const MAX_MESSAGE: usize = 1_048_576;
 /// Bytes of the length prefix.
@@ -21,6 +23,8 @@ pub const DEFAULT_SOCKET: &str = "/tmp/pilot.sock";
 pub const HELLO_VERSION: u16 = 1;
 /// Bytes before the data of a send or receive message, length included.
 pub const DATA_HEADER_LEN: usize = LENGTH_LEN + 1 + 4;
+/// Bytes before the data of a send datagram message, length included.
+pub const DATAGRAM_HEADER_LEN: usize = LENGTH_LEN + 1 + 6 + 2;
 
 /// What a client asks for in hello and the daemon grants in its answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,6 +109,16 @@ pub fn send_header(connection: u32, data_len: usize) -> [u8; DATA_HEADER_LEN] {
 /// The nine bytes before the data of a receive message.
 pub fn receive_header(connection: u32, data_len: usize) -> [u8; DATA_HEADER_LEN] {
     data_header(event::RECEIVE, connection, data_len)
+}
+
+/// The thirteen bytes before the data of a send datagram message.
+pub fn datagram_header(to: SocketAddress, data_len: usize) -> [u8; DATAGRAM_HEADER_LEN] {
+    debug_assert!(data_len + 9 <= MAX_MESSAGE);
+    let len = u32::try_from(data_len + 9).unwrap_or(u32::MAX).to_be_bytes();
+    let [a0, a1, a2, a3, a4, a5] = to.address.to_bytes();
+    let port = to.port.to_be_bytes();
+    let code = command::SEND_DATAGRAM;
+    [len[0], len[1], len[2], len[3], code, a0, a1, a2, a3, a4, a5, port[0], port[1]]
 }
 
 fn data_header(code: u8, connection: u32, data_len: usize) -> [u8; DATA_HEADER_LEN] {
