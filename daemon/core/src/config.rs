@@ -15,8 +15,6 @@ pub struct Config {
     pub syn_rate: u32,
     /// SYNs per second per source node; those beyond are dropped.
     pub syn_rate_per_node: u32,
-    /// Unread streams per listening port; a SYN beyond it is answered with RST.
-    pub accept_backlog: usize,
     /// Send buffer per stream, in bytes: written and not yet acknowledged.
     pub send_buffer: usize,
     /// Receive buffer per stream, in bytes: received and not yet read.
@@ -47,12 +45,11 @@ impl Default for Config {
         Self {
             max_streams: 4096,
             max_streams_per_port: 1024,
-            syn_rate: 100,
-            syn_rate_per_node: 10,
-            accept_backlog: 64,
+            syn_rate: 1000,
+            syn_rate_per_node: 500,
             send_buffer: 4 << 20,
             receive_buffer: 4 << 20,
-            max_segment: 32 << 10,
+            max_segment: u16::MAX,
             keepalive: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(120),
             time_wait: Duration::from_secs(10),

@@ -126,8 +126,8 @@ pub enum Event {
         /// Bytes freed since the last such event.
         freed: usize,
     },
-    /// The stream is over in both directions; the handle is gone. Data that
-    /// was received in order and not read yet is delivered before this.
+    /// The stream is over in both directions; the handle is gone. When it ended
+    /// in good order, or truncated, everything received was read before this.
     Closed {
         /// The stream.
         stream: StreamId,
@@ -261,6 +261,25 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every rule.
+    pub const ALL: [Self; 15] = [
+        Self::Malformed,
+        Self::NotTheBeacon,
+        Self::Unauthenticated,
+        Self::BadIdentity,
+        Self::RetiredKey,
+        Self::Undecryptable,
+        Self::Replay,
+        Self::AddressMismatch,
+        Self::Untrusted,
+        Self::Blocked,
+        Self::SynRate,
+        Self::StreamLimit,
+        Self::NoListener,
+        Self::OutOfState,
+        Self::Overload,
+    ];
+
     /// The name used in counters and logs.
     pub const fn name(self) -> &'static str {
         match self {

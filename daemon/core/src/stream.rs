@@ -1,0 +1,589 @@
+//! One reliable stream (protocol page "Transport layer").
+//!
+//! The state machine knows sequence numbers and timers; it does not know how
+//! its packets travel. [`Stream::plan`] says what to send next without changing
+//! anything, [`Stream::emit`] writes exactly that, so that the tunnel can fill
+//! a batch of equal-size frames.
+//!
+//! Two dialects: with peers of ours FIN is sequenced and ends one direction
+//! (RFC 9293), ranges of received bytes travel in packets of their own, and the
+//! window is exact. With published peers the page's own rules and its advice
+//! are followed.
+
+mod congestion;
+mod close;
+mod recv;
+mod rtt;
+mod send;
+mod timers;
+mod transmit;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use congestion::{Controller, NewReno};
+use pilot_wire::SocketAddress;
+use pilot_wire::options::Options;
+use pilot_wire::packet::{Flags, Header, Protocol};
+use pilot_wire::sack::Blocks;
+use recv::RecvSide;
+use rtt::Rtt;
+use send::{Acked, SendSide};
+pub(crate) use close::Remains;
+
+use crate::config::Config;
+use crate::event::{CloseReason, DialFailure, Event, Read, StreamId};
+use crate::time::Time;
+
+/// The unit of the window field.
+const WINDOW_UNIT: u64 = 4096;
+/// Largest segment a published peer is sent.
+const PUBLISHED_SEGMENT: usize = 4096;
+/// Duplicate ACKs without a SACK list that mean loss (RFC 5681, section 3.2).
+const DUPLICATE_THRESHOLD: u32 = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    SynSent,
+    Open,
+    /// Both directions are over; late packets are still answered.
+    TimeWait,
+    /// To be removed.
+    Dead,
+}
+
+/// How far our FIN is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fin {
+    None,
+    Due,
+    Sent,
+    Acked,
+}
+
+/// What the packet asks the core to answer with, beyond the stream itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reaction {
+    None,
+    /// The packet belongs to no state of this stream; count it.
+    OutOfState,
+    /// A SYN-ACK for another incarnation: reset it and dial from another port.
+    Redial,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stats {
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_recv: u64,
+    pub(crate) segs_sent: u64,
+    pub(crate) segs_recv: u64,
+    pub(crate) retransmits: u64,
+    pub(crate) fast_retx: u64,
+    pub(crate) sack_recv: u64,
+    pub(crate) sack_sent: u64,
+    pub(crate) dup_acks: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) id: StreamId,
+    pub(crate) local: SocketAddress,
+    pub(crate) remote: SocketAddress,
+    pub(crate) state: State,
+    /// Counted against this listening port's limit; `None` for dialled ones.
+    pub(crate) accepted: bool,
+    /// Tunnel epoch in which it was opened.
+    pub(crate) epoch: u32,
+    /// Registered deadline, kept by the core.
+    pub(crate) registered: Option<Time>,
+    /// On the core's list of streams to look at.
+    pub(crate) dirty: bool,
+    /// In the peer's queue of streams that may have something to send.
+    pub(crate) queued: bool,
+    pub(crate) stats: Stats,
+
+    /// What both sides offered; `None` with a published peer.
+    ours: Option<Options>,
+    iss: u32,
+    irs: u32,
+    send: SendSide,
+    recv: RecvSide,
+    rtt: Rtt,
+    congestion: Box<dyn Controller>,
+    /// First offset that a peer of ours does not take yet.
+    right_edge: u64,
+    /// Segments that a published peer takes in flight.
+    peer_segments: u16,
+    peer_window: u16,
+    no_delay: bool,
+    send_limit: usize,
+    max_segment: u16,
+
+    shutdown: bool,
+    /// The application closed: what still arrives is thrown away.
+    released: bool,
+    fin: Fin,
+    /// A published peer's FIN is to be answered with FIN+ACK for this number.
+    fin_answer: Option<u32>,
+    ending: Option<CloseReason>,
+    dial_failure: Option<DialFailure>,
+    reset_due: bool,
+    announced_open: bool,
+    closed_announced: bool,
+    read_interest: bool,
+    freed: usize,
+
+    recovery: Option<u64>,
+    /// The recovery began with a timeout: the window grows from one segment.
+    timeout_recovery: bool,
+    duplicates: u32,
+    timers: timers::Timers,
+}
+
+impl Stream {
+    fn new(id: StreamId, local: SocketAddress, remote: SocketAddress, config: &Config, now: Time) -> Self {
+        Self {
+            id,
+            local,
+            remote,
+            state: State::SynSent,
+            accepted: false,
+            epoch: 0,
+            registered: None,
+            dirty: false,
+            queued: false,
+            stats: Stats::default(),
+            ours: None,
+            iss: 0,
+            irs: 0,
+            send: SendSide::default(),
+            recv: RecvSide::new(config.receive_buffer),
+            rtt: Rtt::default(),
+            congestion: Box::new(NewReno::new(PUBLISHED_SEGMENT)),
+            right_edge: 0,
+            peer_segments: 1,
+            peer_window: 0,
+            no_delay: !config.nagle,
+            send_limit: config.send_buffer,
+            max_segment: config.max_segment,
+            shutdown: false,
+            released: false,
+            fin: Fin::None,
+            fin_answer: None,
+            ending: None,
+            dial_failure: None,
+            reset_due: false,
+            announced_open: false,
+            closed_announced: false,
+            read_interest: true,
+            freed: 0,
+            recovery: None,
+            timeout_recovery: false,
+            duplicates: 0,
+            timers: timers::Timers::new(config, now),
+        }
+    }
+
+    /// A stream that this side opens.
+    pub(crate) fn dial(
+        id: StreamId,
+        local: SocketAddress,
+        remote: SocketAddress,
+        iss: u32,
+        config: &Config,
+        now: Time,
+    ) -> Self {
+        let mut stream = Self::new(id, local, remote, config, now);
+        stream.iss = iss;
+        stream.timers.start_dial(now);
+        stream
+    }
+
+    /// A stream that a peer opens with the SYN `header`.
+    pub(crate) fn accept(
+        id: StreamId,
+        header: &Header,
+        payload: &[u8],
+        iss: u32,
+        config: &Config,
+        now: Time,
+    ) -> Self {
+        let mut stream = Self::new(id, header.destination, header.source, config, now);
+        stream.accepted = true;
+        stream.announced_open = true;
+        stream.iss = iss;
+        stream.establish(header, payload);
+        stream.timers.syn_ack_due = true;
+        stream
+    }
+
+    /// A dial starts again from another port.
+    pub(crate) fn restart_dial(&mut self, port: u16, iss: u32) {
+        self.local.port = port;
+        self.iss = iss;
+        self.timers.syn_due = true;
+    }
+
+    /// The dial cannot succeed.
+    pub(crate) fn fail_dial(&mut self, reason: DialFailure) {
+        self.dial_failure = Some(reason);
+        self.state = State::Dead;
+    }
+
+    /// A repeated SYN: the SYN-ACK was lost. `false` when the SYN belongs to
+    /// another incarnation of the peer.
+    pub(crate) fn on_syn_again(&mut self, header: &Header, epoch: u32) -> bool {
+        let carried = self.recv.next() > 0 || self.send.next() > 0;
+        if self.state != State::Open || header.seq != self.irs || (self.ours.is_none() && carried && epoch != self.epoch) {
+            return false;
+        }
+        if self.accepted && !carried {
+            self.timers.syn_ack_due = true;
+        }
+        true
+    }
+
+    /// Ends without a RST: the peer has forgotten this stream.
+    pub(crate) fn forgotten(&mut self) {
+        self.reset_due = false;
+        self.die(CloseReason::Reset);
+    }
+
+    /// Takes what the peer's SYN or SYN-ACK says.
+    fn establish(&mut self, header: &Header, payload: &[u8]) {
+        self.irs = header.seq;
+        self.ours = Options::decode(payload);
+        self.state = State::Open;
+        self.peer_window = header.window;
+        self.right_edge = u64::from(header.window) * WINDOW_UNIT;
+        self.peer_segments = header.window.max(1);
+    }
+
+    /// What this side offers in SYN and SYN-ACK.
+    fn offer(&self) -> Options {
+        Options {
+            max_segment: Some(self.max_segment),
+            stream_ack: true,
+            half_close: true,
+            byte_window: true,
+        }
+    }
+
+    // ---- numbers -------------------------------------------------------
+
+    fn seq_of(&self, offset: u64) -> u32 {
+        // Sequence numbers wrap: the low half of the offset is what counts.
+        #[expect(clippy::cast_possible_truncation, reason = "modulo 2^32 by design")]
+        let low = offset as u32;
+        self.iss.wrapping_add(1).wrapping_add(low)
+    }
+
+    /// Offset that an acknowledgement number stands for, relative to the last.
+    fn ack_offset(&self, ack: u32) -> Option<u64> {
+        let delta = ack.wrapping_sub(self.seq_of(self.send.una())).cast_signed();
+        self.send.una().checked_add_signed(i64::from(delta))
+    }
+
+    /// Offset of a received sequence number; negative before the stream.
+    fn receive_offset(&self, seq: u32) -> i64 {
+        let next = self.recv.next();
+        let delta = seq.wrapping_sub(self.receive_seq(next)).cast_signed();
+        next.cast_signed() + i64::from(delta)
+    }
+
+    fn receive_seq(&self, offset: u64) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "modulo 2^32 by design")]
+        let low = offset as u32;
+        self.irs.wrapping_add(1).wrapping_add(low)
+    }
+
+    /// The acknowledgement number to send now.
+    fn ack_number(&self) -> u32 {
+        let fin = u32::from(self.recv.finished() && self.ours.is_some());
+        self.receive_seq(self.recv.next()).wrapping_add(fin)
+    }
+
+    // ---- the application's side ------------------------------------------
+
+    pub(crate) fn writable(&self) -> usize {
+        self.send_limit.saturating_sub(self.send.buffered())
+    }
+
+    pub(crate) fn may_write(&self) -> bool {
+        !self.shutdown
+            && self.ending.is_none()
+            && matches!(self.state, State::SynSent | State::Open)
+            && !self.write_side_over()
+    }
+
+    pub(crate) fn write(&mut self, data: Bytes, now: Time) {
+        if data.is_empty() {
+            return;
+        }
+        self.timers.hold_small(now);
+        self.send.write(data);
+    }
+
+    pub(crate) fn read(&mut self, max: usize) -> Read {
+        if let Some(data) = self.recv.read(max.max(1)) {
+            if self.state == State::Open && !self.recv.finished() && self.recv.window_update_due() {
+                self.recv.demand_ack();
+            }
+            return Read::Data(data);
+        }
+        if self.recv.drained() {
+            return Read::End;
+        }
+        self.read_interest = true;
+        Read::Blocked
+    }
+
+    pub(crate) fn set_no_delay(&mut self, on: bool) {
+        self.no_delay = on;
+    }
+
+    // ---- packets ---------------------------------------------------------
+
+    /// A packet of this stream, neither a plain SYN nor a RST.
+    pub(crate) fn on_packet(&mut self, header: &Header, payload: &[u8], now: Time) -> Reaction {
+        if header.flags.contains(Flags::SYN | Flags::ACK) {
+            return self.on_syn_ack(header, payload, now);
+        }
+        if self.state == State::SynSent {
+            return Reaction::OutOfState;
+        }
+        self.timers.heard(now);
+        self.stats.segs_recv += 1;
+        if self.state == State::TimeWait {
+            self.late_packet(header);
+            return Reaction::None;
+        }
+        if header.protocol == Protocol::StreamAck {
+            let Some(blocks) = Blocks::decode(payload) else { return Reaction::OutOfState };
+            return self.on_ack(header, Some(&blocks), true, now);
+        }
+        if header.flags.contains(Flags::FIN) && self.ours.is_none() {
+            return self.on_published_fin(header, now);
+        }
+        if !header.flags.contains(Flags::ACK) {
+            return Reaction::OutOfState;
+        }
+        let blocks = if self.ours.is_none() { Blocks::recognise_exact(payload) } else { None };
+        let blocks = blocks.filter(|b| self.plausible(b));
+        let reaction = self.on_ack(header, blocks.as_ref(), payload.is_empty(), now);
+        if reaction != Reaction::None || blocks.is_some() {
+            return reaction;
+        }
+        self.on_data(header, payload, now);
+        if header.flags.contains(Flags::FIN) {
+            self.on_fin(header, payload.len());
+        }
+        self.settle(now);
+        Reaction::None
+    }
+
+    fn on_syn_ack(&mut self, header: &Header, payload: &[u8], now: Time) -> Reaction {
+        if self.state != State::SynSent {
+            // Ours: the ACK of the SYN-ACK was lost. Published peers ignore it.
+            self.recv.demand_ack();
+            return Reaction::None;
+        }
+        if header.ack != self.iss.wrapping_add(1) {
+            return Reaction::Redial;
+        }
+        self.establish(header, payload);
+        self.timers.dialled(&mut self.rtt, now);
+        self.recv.demand_ack();
+        Reaction::None
+    }
+
+    /// Whether every block lies inside what was sent and not acknowledged;
+    /// otherwise the payload is data that happens to look like a list.
+    fn plausible(&self, blocks: &Blocks) -> bool {
+        blocks.as_slice().iter().all(|b| {
+            let (Some(left), Some(right)) = (self.ack_offset(b.left), self.ack_offset(b.right))
+            else {
+                return false;
+            };
+            left < right && left >= self.send.una() && right <= self.send.next()
+        })
+    }
+
+    fn on_ack(&mut self, header: &Header, blocks: Option<&Blocks>, pure: bool, now: Time) -> Reaction {
+        let fin = u64::from(self.ours.is_some() && matches!(self.fin, Fin::Sent | Fin::Acked));
+        let Some(mut ack) = self.ack_offset(header.ack) else { return Reaction::OutOfState };
+        if ack > self.send.next() + fin {
+            self.recv.demand_ack();
+            return Reaction::OutOfState;
+        }
+        if ack > self.send.next() {
+            ack = self.send.next();
+            self.fin = Fin::Acked;
+        }
+        let stale = ack < self.send.una();
+        if !stale {
+            self.update_window(header, ack);
+        }
+        let in_flight = self.send.in_flight();
+        let duplicate = !stale
+            && ack == self.send.una()
+            && pure
+            && self.send.segments() > 0
+            && header.window == self.peer_window;
+        self.peer_window = header.window;
+        let min_rtt = self.rtt.min();
+        let mut acked = Acked::default();
+        if ack > self.send.una() {
+            acked = self.send.acknowledge(ack, min_rtt, now);
+        }
+        for block in blocks.map_or(&[][..], Blocks::as_slice) {
+            self.stats.sack_recv += 1;
+            if let (Some(l), Some(r)) = (self.ack_offset(block.left), self.ack_offset(block.right)) {
+                self.send.sack((l, r), min_rtt, now, &mut acked);
+            }
+        }
+        if duplicate {
+            self.stats.dup_acks += 1;
+            self.duplicates += 1;
+        }
+        self.after_ack(&acked, in_flight, blocks.is_none(), now);
+        Reaction::None
+    }
+
+    fn update_window(&mut self, header: &Header, ack: u64) {
+        if self.ours.is_some() {
+            let edge = ack + u64::from(header.window) * WINDOW_UNIT;
+            if edge > self.right_edge {
+                self.right_edge = edge;
+                self.timers.window_opened();
+            }
+        } else if header.window > 0 {
+            // Zero means "no limit" to a published peer, and keepalives carry
+            // it: never more than it last offered.
+            self.peer_segments = header.window;
+        }
+    }
+
+    fn after_ack(&mut self, acked: &Acked, in_flight: usize, no_list: bool, now: Time) {
+        let segment = self.segment_guess();
+        if let Some(rtt) = acked.rtt {
+            self.rtt.sample(rtt);
+        }
+        if acked.freed > 0 {
+            self.freed += acked.freed;
+            self.duplicates = 0;
+            self.rtt.reset_backoff();
+            self.timers.progress(now);
+        }
+        let mut lost = self.send.detect_losses(&self.rtt, now);
+        if no_list && self.duplicates == DUPLICATE_THRESHOLD {
+            lost += self.send.lose_first();
+        }
+        if self.recovery.is_some_and(|point| self.send.una() >= point) {
+            self.recovery = None;
+            self.timeout_recovery = false;
+        }
+        if lost > 0 {
+            self.stats.fast_retx += 1;
+            self.enter_recovery(in_flight, segment);
+        }
+        let growing = self.recovery.is_none() || self.timeout_recovery;
+        if acked.delivered > 0 && growing && in_flight * 2 >= self.congestion.window() {
+            self.congestion.on_ack(acked.delivered, segment);
+        }
+        if acked.delivered > 0 || self.fin == Fin::Acked {
+            self.rearm(now);
+        }
+    }
+
+    fn enter_recovery(&mut self, in_flight: usize, segment: usize) {
+        if self.recovery.is_none() {
+            self.recovery = Some(self.send.next());
+            self.congestion.on_loss(in_flight, segment);
+        }
+    }
+
+    fn on_data(&mut self, header: &Header, payload: &[u8], now: Time) {
+        let offset = self.receive_offset(header.seq);
+        if payload.is_empty() {
+            // A probe or keepalive of a peer of ours repeats an old number.
+            if self.ours.is_some() && offset < self.recv.next().cast_signed() {
+                self.recv.demand_ack();
+            }
+            return;
+        }
+        let skip = usize::try_from(-offset).unwrap_or(0);
+        if skip >= payload.len() && skip > 0 {
+            self.recv.demand_ack();
+            return;
+        }
+        let offset = u64::try_from(offset).unwrap_or(0);
+        let taken = self.recv.insert(offset, &payload[skip..], self.ours.is_none(), now);
+        self.stats.bytes_recv += taken as u64;
+        if self.released {
+            self.recv.discard();
+        }
+    }
+
+    /// A guess of the segment size in use, for congestion control.
+    fn segment_guess(&self) -> usize {
+        self.timers.last_segment.max(1)
+    }
+
+    // ---- what the application is told ------------------------------------
+
+    /// Appends events that are due.
+    pub(crate) fn take_events(&mut self, events: &mut impl Extend<Event>) {
+        let stream = self.id;
+        if let Some(reason) = self.dial_failure.take() {
+            self.state = State::Dead;
+            self.closed_announced = true;
+            events.extend([Event::DialFailed { stream, reason }]);
+            return;
+        }
+        if self.state == State::Open && !self.announced_open {
+            self.announced_open = true;
+            events.extend([Event::Connected { stream }]);
+        }
+        if !self.released && self.read_interest && (self.recv.has_data() || self.recv.drained()) {
+            self.read_interest = false;
+            events.extend([Event::Readable { stream }]);
+        }
+        if self.freed > 0 && !self.released {
+            let freed = std::mem::take(&mut self.freed);
+            events.extend([Event::Writable { stream, freed }]);
+        }
+        self.take_closed(events);
+    }
+
+    // ---- numbers for people ------------------------------------------------
+
+    pub(crate) fn state_name(&self) -> &'static str {
+        match (self.state, self.fin, self.recv.finished()) {
+            (State::SynSent, ..) => "SYN_SENT",
+            (State::Open, Fin::None | Fin::Due, false) => "ESTABLISHED",
+            (State::Open, Fin::None | Fin::Due, true) => "CLOSE_WAIT",
+            (State::Open, ..) => "FIN_WAIT",
+            (State::TimeWait, ..) => "TIME_WAIT",
+            (State::Dead, ..) => "CLOSED",
+        }
+    }
+
+    pub(crate) fn describe(&self, info: &mut crate::info::StreamInfo) {
+        info.cong_win = self.congestion.window();
+        info.ssthresh = self.congestion.threshold();
+        info.in_flight = self.send.in_flight();
+        info.srtt = self.rtt.smoothed().unwrap_or(Duration::ZERO);
+        info.rttvar = self.rtt.variation();
+        info.unacked = self.send.segments();
+        info.ooo_buf = self.recv.out_of_order_len();
+        info.peer_recv_win = if self.ours.is_some() {
+            usize::try_from(self.right_edge.saturating_sub(self.send.next())).unwrap_or(usize::MAX)
+        } else {
+            usize::from(self.peer_segments) * PUBLISHED_SEGMENT
+        };
+        info.recv_win = self.recv.free();
+        info.in_recovery = self.recovery.is_some();
+        info.stats_from(&self.stats);
+    }
+}

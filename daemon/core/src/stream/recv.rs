@@ -1,0 +1,328 @@
+//! The receiving half of a stream: reassembly by byte, flow control, and when
+//! an acknowledgement is due.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use pilot_wire::sack::{Block, Blocks};
+
+use crate::time::Time;
+
+/// Segments received in order are gathered into chunks of this size.
+const CHUNK: usize = 64 << 10;
+/// Pieces held out of order; beyond it new ones are dropped and sent again.
+const MAX_OUT_OF_ORDER: usize = 4096;
+/// An acknowledgement waits at most this long, and for at most one segment
+/// (RFC 1122, section 4.2.3.2; protocol page "Transport layer", section 1).
+const DELAYED_ACK: Duration = Duration::from_millis(40);
+/// The unit of the window field.
+const WINDOW_UNIT: u64 = 4096;
+/// A published peer takes a window of zero for "no limit" and gives a stream up
+/// when one segment stays unacknowledged. So one is taken this often beyond the
+/// buffer's limit...
+const OVERFLOW_INTERVAL: Duration = Duration::from_secs(1);
+/// ...up to this many bytes.
+const OVERFLOW_LIMIT: usize = 512 << 10;
+
+/// Received data by stream offset. Offsets count payload bytes from zero.
+#[derive(Debug)]
+pub(crate) struct RecvSide {
+    next: u64,
+    chunks: VecDeque<Bytes>,
+    tail: BytesMut,
+    buffered: usize,
+    out_of_order: BTreeMap<u64, Bytes>,
+    end: Option<u64>,
+    limit: usize,
+    /// First offset beyond what the peer was last told it may send.
+    edge: u64,
+    unacked_segments: u32,
+    ack_at: Option<Time>,
+    ack_now: bool,
+    overflow_at: Option<Time>,
+}
+
+impl RecvSide {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            next: 0,
+            chunks: VecDeque::new(),
+            tail: BytesMut::new(),
+            buffered: 0,
+            out_of_order: BTreeMap::new(),
+            end: None,
+            limit,
+            edge: limit as u64,
+            unacked_segments: 0,
+            ack_at: None,
+            ack_now: false,
+            overflow_at: None,
+        }
+    }
+
+    /// Offset of the next byte expected.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Bytes held out of order.
+    pub(crate) fn out_of_order_len(&self) -> usize {
+        self.out_of_order.len()
+    }
+
+    /// Whether every byte before the end has arrived.
+    pub(crate) fn finished(&self) -> bool {
+        self.end.is_some_and(|end| self.next >= end)
+    }
+
+    /// Whether everything was read, and no more will come.
+    pub(crate) fn drained(&self) -> bool {
+        self.finished() && self.buffered == 0
+    }
+
+    pub(crate) fn has_data(&self) -> bool {
+        self.buffered > 0
+    }
+
+    /// The peer's FIN, at `end`. The first one counts.
+    pub(crate) fn set_end(&mut self, end: u64) {
+        if self.end.is_none() && end >= self.next {
+            self.end = Some(end);
+        }
+        self.ack_now = true;
+    }
+
+    pub(crate) fn end(&self) -> Option<u64> {
+        self.end
+    }
+
+    /// Takes a segment at `offset`. Returns the bytes newly in order. With
+    /// `trickle` (published peers) one segment a second is taken beyond the
+    /// limit.
+    pub(crate) fn insert(&mut self, offset: u64, data: &[u8], trickle: bool, now: Time) -> usize {
+        self.unacked_segments += 1;
+        let stop = self.end.unwrap_or(u64::MAX).min(self.acceptable_until(data.len(), trickle, now));
+        let from = offset.max(self.next);
+        let until = (offset + data.len() as u64).min(stop);
+        if from >= until {
+            // Old, or beyond the window: say at once what is expected.
+            self.ack_now = true;
+            return 0;
+        }
+        let data = &data[index(from - offset)..index(until - offset)];
+        if from > self.next {
+            self.insert_out_of_order(from, data);
+            self.ack_now = true;
+            return 0;
+        }
+        let before = self.next;
+        self.append(data);
+        if !self.out_of_order.is_empty() {
+            self.join_out_of_order();
+            self.ack_now = true;
+        }
+        if self.unacked_segments >= 2 {
+            self.ack_now = true;
+        } else if self.ack_at.is_none() {
+            self.ack_at = Some(now + DELAYED_ACK);
+        }
+        index(self.next - before)
+    }
+
+    fn acceptable_until(&mut self, len: usize, trickle: bool, now: Time) -> u64 {
+        let room = self.limit.saturating_sub(self.buffered);
+        let limit = self.next + room as u64;
+        let edge = limit.max(self.edge);
+        if !trickle || room >= len {
+            return edge;
+        }
+        let due = self.overflow_at.is_none_or(|t| now.since(t) >= OVERFLOW_INTERVAL);
+        if due && self.buffered < self.limit + OVERFLOW_LIMIT {
+            self.overflow_at = Some(now);
+            return self.next + len as u64;
+        }
+        self.next + room as u64
+    }
+
+    fn append(&mut self, data: &[u8]) {
+        self.next += data.len() as u64;
+        self.buffered += data.len();
+        if self.tail.capacity() - self.tail.len() < data.len() {
+            if !self.tail.is_empty() {
+                self.chunks.push_back(std::mem::take(&mut self.tail).freeze());
+            }
+            // A lone small segment gets a small chunk, so that idle streams
+            // stay small; a stream in flow gets full ones.
+            let size = if self.buffered > data.len() { CHUNK.max(data.len()) } else { data.len() };
+            self.tail = BytesMut::with_capacity(size);
+        }
+        self.tail.extend_from_slice(data);
+    }
+
+    fn insert_out_of_order(&mut self, mut from: u64, mut data: &[u8]) {
+        if self.out_of_order.len() >= MAX_OUT_OF_ORDER {
+            return;
+        }
+        // Keep what is held; add only the bytes that fill gaps.
+        if let Some((start, held)) = self.out_of_order.range(..=from).next_back() {
+            let covered = (start + held.len() as u64).saturating_sub(from);
+            if covered >= data.len() as u64 {
+                return;
+            }
+            data = &data[index(covered)..];
+            from += covered;
+        }
+        while !data.is_empty() {
+            let following = self.out_of_order.range(from..).next().map(|(s, d)| (*s, d.len()));
+            let gap = following.map_or(data.len() as u64, |(s, _)| (s - from).min(data.len() as u64));
+            let (fill, rest) = data.split_at(index(gap));
+            if !fill.is_empty() {
+                self.out_of_order.insert(from, Bytes::copy_from_slice(fill));
+            }
+            let skip = following.map_or(0, |(_, len)| len).min(rest.len());
+            data = &rest[skip..];
+            from += gap + skip as u64;
+        }
+    }
+
+    fn join_out_of_order(&mut self) {
+        while let Some(entry) = self.out_of_order.first_entry() {
+            let start = *entry.key();
+            if start > self.next {
+                break;
+            }
+            let mut data = entry.remove();
+            let seen = index((self.next - start).min(data.len() as u64));
+            let fresh = data.split_off(seen);
+            if fresh.is_empty() {
+                continue;
+            }
+            self.next += fresh.len() as u64;
+            self.buffered += fresh.len();
+            if !self.tail.is_empty() {
+                self.chunks.push_back(std::mem::take(&mut self.tail).freeze());
+            }
+            self.chunks.push_back(fresh);
+        }
+    }
+
+    /// The next bytes in order, at most `max`.
+    pub(crate) fn read(&mut self, max: usize) -> Option<Bytes> {
+        let data = match self.chunks.front_mut() {
+            Some(front) if front.len() <= max => self.chunks.pop_front()?,
+            Some(front) => front.split_to(max),
+            None if self.tail.is_empty() => return None,
+            None => self.tail.split_to(self.tail.len().min(max)).freeze(),
+        };
+        self.buffered -= data.len();
+        if self.buffered == 0 {
+            // Nothing waits: an idle stream holds no chunk.
+            self.tail = BytesMut::new();
+        }
+        Some(data)
+    }
+
+    /// What was received in order is all there will be.
+    pub(crate) fn truncate(&mut self) {
+        self.end = Some(self.next);
+        self.out_of_order.clear();
+    }
+
+    /// Throws away what was received and not read.
+    pub(crate) fn discard(&mut self) {
+        self.chunks.clear();
+        self.tail = BytesMut::new();
+        self.buffered = 0;
+    }
+
+    /// Free bytes that may be advertised.
+    pub(crate) fn free(&self) -> usize {
+        self.limit.saturating_sub(self.buffered)
+    }
+
+    /// The window field for a peer of ours: exact, zero means closed. The right
+    /// edge never moves back.
+    pub(crate) fn advertise(&mut self) -> u16 {
+        let edge = self.next + self.free() as u64;
+        let units = (edge.max(self.edge) - self.next) / WINDOW_UNIT;
+        let field = u16::try_from(units).unwrap_or(u16::MAX);
+        self.edge = self.edge.max(self.next + u64::from(field) * WINDOW_UNIT);
+        field
+    }
+
+    /// The window field for a published peer: segments, never zero.
+    pub(crate) fn advertise_segments(&mut self) -> u16 {
+        self.edge = self.edge.max(self.next + self.free() as u64);
+        u16::try_from(self.free() as u64 / WINDOW_UNIT).unwrap_or(u16::MAX).clamp(1, 512)
+    }
+
+    /// After a read: whether the window grew enough to tell the peer
+    /// (RFC 9293, section 3.8.6.2.2).
+    pub(crate) fn window_update_due(&self) -> bool {
+        let possible = self.next + self.free() as u64;
+        possible >= self.edge + self.limit as u64 / 2
+            || (self.edge < self.next + 2 * WINDOW_UNIT && possible >= self.edge + 2 * WINDOW_UNIT)
+    }
+
+    /// Asks for an acknowledgement as soon as something can be sent.
+    pub(crate) fn demand_ack(&mut self) {
+        self.ack_now = true;
+    }
+
+    pub(crate) fn ack_due(&self, now: Time) -> bool {
+        self.ack_now || self.ack_at.is_some_and(|t| t <= now)
+    }
+
+    /// A delayed acknowledgement that has waited long enough is due.
+    pub(crate) fn expire_ack(&mut self, now: Time) {
+        if self.ack_at.is_some_and(|at| at <= now) {
+            self.ack_at = None;
+            self.ack_now = true;
+        }
+    }
+
+    pub(crate) fn ack_deadline(&self) -> Option<Time> {
+        self.ack_at
+    }
+
+    /// A packet that carries the acknowledgement number was sent.
+    pub(crate) fn ack_sent(&mut self) {
+        self.ack_now = false;
+        self.ack_at = None;
+        self.unacked_segments = 0;
+    }
+
+    /// What is held out of order, lowest first, as offsets translated by
+    /// `to_seq`; at most `max` blocks.
+    pub(crate) fn blocks(&self, max: usize, to_seq: impl Fn(u64) -> u32) -> Blocks {
+        let mut blocks = Blocks::default();
+        let mut current: Option<(u64, u64)> = None;
+        let mut count = 0;
+        for (&start, data) in &self.out_of_order {
+            let stop = start + data.len() as u64;
+            match &mut current {
+                Some((_, end)) if *end == start => *end = stop,
+                _ => {
+                    if let Some((left, right)) = current.replace((start, stop)) {
+                        blocks.push(Block { left: to_seq(left), right: to_seq(right) });
+                        count += 1;
+                    }
+                    if count == max {
+                        return blocks;
+                    }
+                }
+            }
+        }
+        if let Some((left, right)) = current {
+            blocks.push(Block { left: to_seq(left), right: to_seq(right) });
+        }
+        blocks
+    }
+}
+
+/// A difference of offsets inside one buffer.
+#[expect(clippy::cast_possible_truncation, reason = "bounded by a slice length")]
+const fn index(n: u64) -> usize {
+    n as usize
+}

@@ -1,0 +1,287 @@
+//! What a stream sends next, and writing it.
+
+use pilot_wire::options::MAX_ENCODED_LEN;
+use pilot_wire::packet::{Flags, Header, Protocol};
+use pilot_wire::sack::{Blocks, MAX_BLOCKS, MAX_PUBLISHED_BLOCKS, looks_like_list};
+
+use super::send::Span;
+use super::{Fin, PUBLISHED_SEGMENT, State, Stream};
+use crate::time::Time;
+
+/// Data that a published receiver would take for a SACK list is cut so that
+/// the first segment is shorter than the shortest list.
+const SACK_LOOKALIKE_CUT: usize = 12;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Reset,
+    Syn,
+    SynAck,
+    Ack,
+    Data(Span),
+    Fin,
+    FinAnswer(u32),
+    /// Empty, with a number already acknowledged: a peer of ours answers it.
+    Probe,
+}
+
+/// One packet that a stream would send now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    kind: Kind,
+    /// Payload length in bytes.
+    pub(crate) len: usize,
+}
+
+impl Stream {
+    /// The next packet to send, if any. `max_payload` is what the path takes.
+    pub(crate) fn plan(&self, max_payload: usize, now: Time) -> Option<Plan> {
+        let plan = |kind, len| Some(Plan { kind, len });
+        if self.reset_due {
+            return plan(Kind::Reset, 0);
+        }
+        match self.state {
+            State::Dead => return None,
+            State::SynSent => {
+                return if self.timers.syn_due { plan(Kind::Syn, MAX_ENCODED_LEN) } else { None };
+            }
+            State::TimeWait | State::Open => {}
+        }
+        if self.timers.syn_ack_due {
+            return plan(Kind::SynAck, self.ours.map_or(0, |_| MAX_ENCODED_LEN));
+        }
+        if let Some(ack) = self.fin_answer {
+            return plan(Kind::FinAnswer(ack), 0);
+        }
+        let ack_due = self.recv.ack_due(now);
+        let gaps = self.recv.out_of_order_len() > 0;
+        if ack_due && gaps {
+            return plan(Kind::Ack, self.block_bytes());
+        }
+        if self.state == State::Open {
+            if let Some(span) = self.next_span(max_payload) {
+                return plan(Kind::Data(span), span.len);
+            }
+            if self.fin_sendable() {
+                return plan(Kind::Fin, 0);
+            }
+            if self.timers.probe_due {
+                return plan(Kind::Probe, 0);
+            }
+        }
+        if ack_due { plan(Kind::Ack, 0) } else { None }
+    }
+
+    fn fin_sendable(&self) -> bool {
+        self.fin == Fin::Due && self.send.next() == self.send.end() && !self.send.has_lost()
+            && (self.ours.is_some() || self.send.all_acked())
+    }
+
+    /// Largest segment for this peer on this path.
+    fn segment_limit(&self, max_payload: usize) -> usize {
+        match self.ours {
+            Some(offer) => {
+                let theirs = offer.max_segment.map_or(PUBLISHED_SEGMENT, usize::from);
+                max_payload.min(theirs).min(usize::from(self.max_segment))
+            }
+            None => max_payload.min(PUBLISHED_SEGMENT),
+        }
+        .max(1)
+    }
+
+    fn next_span(&self, max_payload: usize) -> Option<Span> {
+        let in_flight = self.send.in_flight();
+        let room = self.congestion.window().saturating_sub(in_flight);
+        if let Some(lost) = self.send.next_lost() {
+            return (in_flight == 0 || lost.len <= room).then_some(lost);
+        }
+        let tail_probe = self.timers.tail_probe_due;
+        if let Some(new) = self.new_span(self.segment_limit(max_payload))
+            && (tail_probe || in_flight == 0 || new.len <= room)
+        {
+            return Some(new);
+        }
+        if tail_probe { self.send.last_in_flight() } else { None }
+    }
+
+    /// The next unsent bytes that window, Nagle and the peer allow.
+    fn new_span(&self, limit: usize) -> Option<Span> {
+        let waiting = usize::try_from(self.send.end() - self.send.next()).unwrap_or(usize::MAX);
+        let full = waiting.min(limit);
+        if full == 0 {
+            return None;
+        }
+        let idle = self.send.segments() == 0;
+        let mut len = full;
+        if self.ours.is_some() {
+            let window = self.right_edge.saturating_sub(self.send.next());
+            len = len.min(usize::try_from(window).unwrap_or(usize::MAX));
+            // Silly window avoidance: part of a segment only when nothing else
+            // would ask for more window.
+            if len == 0 || (len < full && !idle) {
+                return None;
+            }
+        } else if self.send.segments() >= usize::from(self.peer_segments) {
+            return None;
+        }
+        let small = len < limit && !idle;
+        if small && !self.no_delay && !self.shutdown && !self.timers.flush {
+            return None;
+        }
+        let offset = self.send.next();
+        if self.ours.is_none() && len > SACK_LOOKALIKE_CUT {
+            let mut head = [0; 37];
+            let n = len.min(head.len());
+            self.send.copy(offset, &mut head[..n]);
+            if looks_like_list(&head[..n]) {
+                len = SACK_LOOKALIKE_CUT;
+            }
+        }
+        Some(Span { offset, len, again: false })
+    }
+
+    /// Whether data waits for the peer's window alone.
+    pub(super) fn window_closed(&self) -> bool {
+        self.ours.is_some()
+            && self.state == State::Open
+            && self.send.segments() == 0
+            && self.send.end() > self.send.next()
+            && self.right_edge <= self.send.next()
+    }
+
+    fn block_bytes(&self) -> usize {
+        let count = self.blocks().as_slice().len();
+        match self.ours {
+            Some(_) => 1 + count * 8,
+            None => 5 + count * 8,
+        }
+    }
+
+    fn blocks(&self) -> Blocks {
+        let max = if self.ours.is_some() { MAX_BLOCKS } else { MAX_PUBLISHED_BLOCKS };
+        self.recv.blocks(max, |offset| self.receive_seq(offset))
+    }
+
+    /// Writes the payload of `plan` into `payload` (exactly `plan.len` bytes)
+    /// and returns the header. The packet counts as sent.
+    pub(crate) fn emit(&mut self, plan: Plan, payload: &mut [u8], now: Time) -> Header {
+        let mut header = Header {
+            flags: Flags::ACK,
+            protocol: Protocol::Stream,
+            source: self.local,
+            destination: self.remote,
+            seq: self.seq_of(self.send.next()),
+            ack: 0,
+            window: 0,
+        };
+        match plan.kind {
+            Kind::Reset => {
+                header.flags = Flags::RST;
+                // A published peer looks at no number of a RST.
+                if self.ours.is_none() {
+                    header.seq = 0;
+                }
+                self.reset_due = false;
+            }
+            Kind::Syn | Kind::SynAck => self.emit_syn(plan, &mut header, payload, now),
+            Kind::FinAnswer(ack) => {
+                header.flags = Flags::FIN | Flags::ACK;
+                header.ack = ack;
+                self.fin_answer = None;
+                self.settle(now);
+            }
+            Kind::Fin => self.emit_fin(&mut header, now),
+            Kind::Ack => {
+                self.emit_ack(&mut header, payload);
+            }
+            Kind::Probe => {
+                self.timers.probe_due = false;
+                if self.ours.is_some() {
+                    header.seq = self.seq_of(self.send.una()).wrapping_sub(1);
+                    self.acknowledge_in(&mut header);
+                } else {
+                    header.ack = self.ack_number();
+                }
+            }
+            Kind::Data(span) => {
+                self.send.copy(span.offset, payload);
+                header.seq = self.seq_of(span.offset);
+                self.acknowledge_in(&mut header);
+                self.emitted_data(span, now);
+            }
+        }
+        self.stats.segs_sent += 1;
+        self.timers.last_sent = now;
+        header
+    }
+
+    fn emit_syn(&mut self, plan: Plan, header: &mut Header, payload: &mut [u8], now: Time) {
+        header.seq = self.iss;
+        if plan.kind == Kind::Syn {
+            header.flags = Flags::SYN;
+            header.window = self.recv.advertise_segments();
+            self.timers.syn_sent(now);
+        } else {
+            header.flags = Flags::SYN | Flags::ACK;
+            self.timers.syn_ack_due = false;
+            self.acknowledge_in(header);
+        }
+        let mut options = Vec::with_capacity(MAX_ENCODED_LEN);
+        self.offer().encode(&mut options);
+        let n = options.len().min(payload.len());
+        payload[..n].copy_from_slice(&options[..n]);
+    }
+
+    fn emit_fin(&mut self, header: &mut Header, now: Time) {
+        self.fin = Fin::Sent;
+        self.note_close_order();
+        self.rearm(now);
+        if self.ours.is_some() {
+            header.flags = Flags::FIN | Flags::ACK;
+            self.acknowledge_in(header);
+        } else {
+            header.flags = Flags::FIN;
+        }
+    }
+
+    fn emit_ack(&mut self, header: &mut Header, payload: &mut [u8]) {
+        self.acknowledge_in(header);
+        if payload.is_empty() {
+            return;
+        }
+        let blocks = self.blocks();
+        self.stats.sack_sent += blocks.as_slice().len() as u64;
+        let mut bytes = Vec::with_capacity(payload.len());
+        if self.ours.is_some() {
+            header.protocol = Protocol::StreamAck;
+            blocks.encode(&mut bytes);
+        } else {
+            blocks.encode_published(&mut bytes);
+        }
+        payload.copy_from_slice(&bytes);
+    }
+
+    /// Puts acknowledgement and window into a header and notes that the peer
+    /// is told.
+    fn acknowledge_in(&mut self, header: &mut Header) {
+        header.ack = self.ack_number();
+        header.window = if self.ours.is_some() {
+            self.recv.advertise()
+        } else {
+            self.recv.advertise_segments()
+        };
+        self.recv.ack_sent();
+    }
+
+    fn emitted_data(&mut self, span: Span, now: Time) {
+        self.send.sent(span, now);
+        self.stats.bytes_sent += span.len as u64;
+        if span.again {
+            self.stats.retransmits += 1;
+        } else {
+            self.timers.sent_new(self.send.next() < self.send.end(), now);
+        }
+        self.timers.last_segment = self.timers.last_segment.max(span.len);
+        self.sent_data(now);
+    }
+}
