@@ -1,0 +1,14 @@
+//! Real programs for end-to-end tests and benches: temporary folders, free
+//! ports, ready lines, bounded waits on conditions, nothing left behind.
+
+mod cli;
+mod data;
+mod network;
+mod process;
+
+pub use data::{EchoApp, Pattern, drain, drain_prefix, pour, round_trip};
+pub use network::{Daemon, DaemonOptions, LIFTED, Network, establish_trust, eventually};
+pub use process::{
+    Finished, POLL, Process, START_LIMIT, binary, command, cpu_time, resident_bytes, run,
+    scheduled_time,
+};

@@ -1,0 +1,53 @@
+//! `pilotctl` as the user of one daemon runs it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::network::Daemon;
+use super::process::{Finished, command, run};
+
+/// No command of a test takes longer unless it hangs.
+const LIMIT: Duration = Duration::from_secs(90);
+
+impl Daemon {
+    /// Runs `pilotctl --json` and returns how it ended.
+    ///
+    /// # Errors
+    /// When it cannot be run or hangs.
+    pub fn pilotctl_raw(&self, args: &[&str]) -> Result<Finished> {
+        let mut pilotctl = command("pilotctl")?;
+        pilotctl
+            .env("PILOT_HOME", &self.home)
+            .env("PILOT_SOCKET", &self.socket)
+            .env("PILOT_REGISTRY", self.registry())
+            .arg("--json")
+            .args(args);
+        run("pilotctl", pilotctl, LIMIT)
+    }
+
+    /// Runs `pilotctl --json`, which must succeed, and returns `data`.
+    ///
+    /// # Errors
+    /// When it fails or says something else than JSON.
+    pub fn pilotctl(&self, args: &[&str]) -> Result<Value> {
+        let done = self.pilotctl_raw(args)?;
+        ensure!(done.status.success(), "pilotctl {args:?} failed: {}", done.stderr.trim());
+        let mut answer: Value = serde_json::from_str(&done.stdout)
+            .with_context(|| format!("pilotctl {args:?} said {:?}", done.stdout))?;
+        ensure!(answer["status"] == "ok", "pilotctl {args:?} said {answer}");
+        Ok(answer["data"].take())
+    }
+
+    /// Runs `pilotctl --json`, which must fail, and returns the error object.
+    ///
+    /// # Errors
+    /// When it succeeds or says something else than JSON.
+    pub fn pilotctl_error(&self, args: &[&str]) -> Result<Value> {
+        let done = self.pilotctl_raw(args)?;
+        ensure!(done.status.code() == Some(1), "pilotctl {args:?}: {:?}", done.status);
+        serde_json::from_str(&done.stderr)
+            .with_context(|| format!("pilotctl {args:?} said {:?}", done.stderr))
+    }
+}
