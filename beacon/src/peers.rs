@@ -69,7 +69,9 @@ async fn ask(registry: &str, id: u32, local: SocketAddr) -> Result<Vec<SocketAdd
     for beacon in list.beacons.into_iter().filter(|b| b.id != id).take(MAX_PEERS) {
         match tokio::net::lookup_host(&beacon.addr).await.map(|mut a| a.next()) {
             Ok(Some(addr)) => peers.push(SocketAddr::new(addr.ip().to_canonical(), addr.port())),
-            _ => tracing::debug!(id = beacon.id, addr = beacon.addr, "peer beacon does not resolve"),
+            _ => {
+                tracing::debug!(id = beacon.id, addr = beacon.addr, "peer beacon does not resolve")
+            }
         }
     }
     Ok(peers)

@@ -63,16 +63,16 @@ impl Beacon {
     /// When an address does not resolve or cannot be bound.
     pub async fn bind(config: Config) -> Result<Self, BeaconError> {
         let socket = bind_udp(&config.addr).await?;
-        let bind_error = |source| BeaconError::Bind { key: "addr", addr: config.addr.clone(), source };
+        let bind_error =
+            |source| BeaconError::Bind { key: "addr", addr: config.addr.clone(), source };
         let local = socket.local_addr().map_err(bind_error)?;
-        let health = match &config.health {
-            Some(addr) => Some(health::bind(addr).await.map_err(|source| BeaconError::Bind {
-                key: "health",
-                addr: addr.clone(),
-                source,
-            })?),
-            None => None,
-        };
+        let health =
+            match &config.health {
+                Some(addr) => Some(health::bind(addr).await.map_err(|source| {
+                    BeaconError::Bind { key: "health", addr: addr.clone(), source }
+                })?),
+                None => None,
+            };
         let mut static_peers = Vec::new();
         for addr in &config.peers {
             static_peers.push(resolve("peers", addr).await?);
@@ -225,10 +225,9 @@ async fn resolve(key: &'static str, addr: &str) -> Result<SocketAddr, BeaconErro
 /// When the name does not resolve.
 pub async fn listen_candidates(addr: &str) -> io::Result<Vec<SocketAddr>> {
     match addr.strip_prefix(':').map(str::parse::<u16>) {
-        Some(Ok(port)) => Ok(vec![
-            SocketAddr::from(([0u16; 8], port)),
-            SocketAddr::from(([0u8; 4], port)),
-        ]),
+        Some(Ok(port)) => {
+            Ok(vec![SocketAddr::from(([0u16; 8], port)), SocketAddr::from(([0u8; 4], port))])
+        }
         _ => Ok(tokio::net::lookup_host(addr).await?.collect()),
     }
 }

@@ -71,8 +71,7 @@ impl Program {
     /// The known key closest to `name`, if any is close.
     fn nearest(&self, name: &str) -> Option<&'static str> {
         let name = name.replace('_', "-").to_lowercase();
-        let (distance, key) =
-            self.all().map(|k| (edit_distance(&name, k.name), k.name)).min()?;
+        let (distance, key) = self.all().map(|k| (edit_distance(&name, k.name), k.name)).min()?;
         (distance <= name.len().max(key.len()) / 2).then_some(key)
     }
 
@@ -442,7 +441,10 @@ mod tests {
     fn flag_beats_environment_beats_file() {
         let (_dir, path) = file("addr: 1.1.1.1:1\nregister_rate: 3\ntls: yes\n");
         let s = load(&["-config", &path], &[]).unwrap();
-        assert_eq!((s.text("addr"), s.parse::<u32>("register-rate", "").unwrap()), ("1.1.1.1:1", 3));
+        assert_eq!(
+            (s.text("addr"), s.parse::<u32>("register-rate", "").unwrap()),
+            ("1.1.1.1:1", 3)
+        );
         assert!(s.flag("tls").unwrap());
         let env = [("PILOT_TEST_ADDR", "2.2.2.2:2"), ("PILOT_TEST_CONFIG", path.as_str())];
         let s = load(&[], &env).unwrap();
@@ -482,7 +484,9 @@ mod tests {
     #[test]
     fn help_lists_every_key() {
         let args = ["--help".to_owned()];
-        let Ok(Invocation::Print(text)) = Settings::load(&PROGRAM, args, |_| None) else { panic!() };
+        let Ok(Invocation::Print(text)) = Settings::load(&PROGRAM, args, |_| None) else {
+            panic!()
+        };
         for key in PROGRAM.all() {
             assert!(text.contains(key.name), "{}", key.name);
         }

@@ -267,7 +267,8 @@ impl State {
         if let Some(seen) = self.nodes.get(&destination) {
             return Action::Deliver { to: seen.addr };
         }
-        let knows = |t: &Option<PeerTable>| t.as_ref().is_some_and(|t| t.nodes.contains(&destination));
+        let knows =
+            |t: &Option<PeerTable>| t.as_ref().is_some_and(|t| t.nodes.contains(&destination));
         let peer = self.peers.iter().filter(|(_, t)| knows(t)).map(|(addr, _)| *addr).min();
         match peer {
             Some(to) if !self.peers.contains_key(&from) => Action::Forward { to },

@@ -171,8 +171,7 @@ async fn reap(service: &Service, writer: &Writer, config: &Config) {
 }
 
 async fn listen(config: &Config) -> Result<TcpListener, StartError> {
-    let candidates =
-        listen_candidates(&config.addr).await.map_err(|e| listen_error(config, e))?;
+    let candidates = listen_candidates(&config.addr).await.map_err(|e| listen_error(config, e))?;
     TcpListener::bind(candidates.as_slice()).await.map_err(|e| listen_error(config, e))
 }
 

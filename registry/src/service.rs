@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use ed25519_dalek::VerifyingKey;
 use pilot_wire::NodeId;
 use pilot_wire::registry::{
-    Acknowledged, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes, Heartbeat, Lookup,
-    Network, NetworkList, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname, Signature,
-    challenge,
+    Acknowledged, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes, Heartbeat,
+    Lookup, Network, NetworkList, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname,
+    Signature, challenge,
 };
 
 use crate::limits::{Beacons, RateLimit};
@@ -212,12 +212,7 @@ impl Service {
         Ok(Signer { node, key })
     }
 
-    fn register(
-        &self,
-        fields: &Fields<'_>,
-        source: SocketAddr,
-        now: u64,
-    ) -> Result<Op, Refusal> {
+    fn register(&self, fields: &Fields<'_>, source: SocketAddr, now: u64) -> Result<Op, Refusal> {
         let admitted = lock(&self.rate).take(source.ip(), now);
         let key = PublicKey::from_base64(&fields.public_key).ok_or(Refusal::BadKey)?;
         let known = self.state().key(&key);
@@ -310,7 +305,8 @@ fn proof(fields: &Fields<'_>, key: PublicKey, now: u64) -> Result<bool, Refusal>
     if fields.proof.is_empty() {
         return Ok(false);
     }
-    let timestamp = fields.timestamp.and_then(|t| u64::try_from(t).ok()).ok_or(Refusal::BadProof)?;
+    let timestamp =
+        fields.timestamp.and_then(|t| u64::try_from(t).ok()).ok_or(Refusal::BadProof)?;
     let signature = Signature::from_base64(&fields.proof).ok_or(Refusal::BadProof)?;
     if timestamp.abs_diff(now) > PROOF_WINDOW {
         return Ok(false);
@@ -379,7 +375,11 @@ mod tests {
             (":http", 555),
             (":99999", 555),
         ] {
-            assert_eq!(endpoint(listen, source).to_string(), format!("192.0.2.7:{port}"), "{listen}");
+            assert_eq!(
+                endpoint(listen, source).to_string(),
+                format!("192.0.2.7:{port}"),
+                "{listen}"
+            );
         }
     }
 

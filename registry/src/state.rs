@@ -187,11 +187,11 @@ impl State {
     /// or both have stated trust in each other. On the word of one side alone
     /// nobody's address is given away.
     pub fn may_resolve(&self, requester: NodeId, target: &Node) -> bool {
-        target.record.public
-            || self
-                .trust
-                .get(&pair(requester, target.record.id))
-                .is_some_and(|stated| stated.low && stated.high)
+        target.record.public || self.is_mutual(requester, target.record.id)
+    }
+
+    fn is_mutual(&self, a: NodeId, b: NodeId) -> bool {
+        self.trust.get(&pair(a, b)).is_some_and(|stated| stated.low && stated.high)
     }
 
     /// Whether anything waits for `node`.

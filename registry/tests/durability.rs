@@ -32,7 +32,6 @@ fn write_until_killed(addr: SocketAddr, lane: u32, count: &AtomicUsize) -> Ackno
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut input = FrameBuffer::new();
-    let mut chunk = [0; 16 * 1024];
     for batch in 0u32.. {
         let mut out = Vec::new();
         for n in 0..PIPELINE as u32 {
@@ -44,28 +43,31 @@ fn write_until_killed(addr: SocketAddr, lane: u32, count: &AtomicUsize) -> Ackno
         if stream.write_all(&out).is_err() {
             return acknowledged;
         }
-        let mut answers = 0;
-        while answers < PIPELINE {
-            while let Some(body) = input.next_body().unwrap() {
-                let reply: Value = serde_json::from_slice(body).unwrap();
-                assert_eq!(reply["type"], "register_ok", "{reply}");
-                let text = |key: &str| reply[key].as_str().unwrap().to_owned();
-                let node = (text("public_key"), text("hostname"));
-                acknowledged.insert(reply["node_id"].as_u64().unwrap(), node);
-                count.fetch_add(1, Ordering::Relaxed);
-                answers += 1;
-            }
-            match stream.read(&mut chunk) {
-                Ok(0) | Err(_) if answers < PIPELINE => return acknowledged,
-                Ok(n) => input.push(&chunk[..n]),
-                Err(_) => return acknowledged,
-            }
-            if answers >= PIPELINE {
-                break;
-            }
+        for _ in 0..PIPELINE {
+            let Some(reply) = next_reply(&mut stream, &mut input) else { return acknowledged };
+            assert_eq!(reply["type"], "register_ok", "{reply}");
+            let text = |key: &str| reply[key].as_str().unwrap().to_owned();
+            let node = (text("public_key"), text("hostname"));
+            let given = acknowledged.insert(reply["node_id"].as_u64().unwrap(), node);
+            assert_eq!(given, None, "an ID was given twice");
+            count.fetch_add(1, Ordering::Relaxed);
         }
     }
     acknowledged
+}
+
+/// The next whole answer; `None` once the far end is dead.
+fn next_reply(stream: &mut TcpStream, input: &mut FrameBuffer) -> Option<Value> {
+    let mut chunk = [0; 16 * 1024];
+    loop {
+        if let Some(body) = input.next_body().unwrap() {
+            return Some(serde_json::from_slice(body).unwrap());
+        }
+        match stream.read(&mut chunk) {
+            Ok(n @ 1..) => input.push(&chunk[..n]),
+            _ => return None,
+        }
+    }
 }
 
 fn verify(addr: SocketAddr, acknowledged: &Acknowledged) {
@@ -102,7 +104,9 @@ fn kill_9_loses_no_acknowledged_write() {
                 .collect();
             // Different each time, so that the kill meets different moments.
             let enough = 50 + 37 * kill as usize;
-            eventually("enough writes are acknowledged", || count.load(Ordering::Relaxed) >= enough);
+            eventually("enough writes are acknowledged", || {
+                count.load(Ordering::Relaxed) >= enough
+            });
             registry.kill();
             for lane in lanes {
                 acknowledged.extend(lane.join().unwrap());

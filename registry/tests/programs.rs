@@ -45,8 +45,14 @@ fn failures_are_one_clear_line() {
     assert!(text.contains("line 2") && text.contains("did you mean store?"), "{text}");
     std::fs::write(path("c.yaml"), "max_connections: many\n").unwrap();
     let text = failure(REGISTRY, &["-config", &path("c.yaml")]);
-    assert!(text.contains("line 1") && text.contains("max_connections") || text.contains("max-connections"), "{text}");
-    for args in [["-tls", "-tls"], ["-tls-cert", "x"], ["-owner-recovery", "maybe"], ["-addr", "9000"]] {
+    assert!(
+        text.contains("line 1") && text.contains("max_connections")
+            || text.contains("max-connections"),
+        "{text}"
+    );
+    for args in
+        [["-tls", "-tls"], ["-tls-cert", "x"], ["-owner-recovery", "maybe"], ["-addr", "9000"]]
+    {
         assert!(failure(REGISTRY, &args).contains(args[0]), "{args:?}");
     }
     for args in [["-http", "127.0.0.1:0"], ["-standby", "127.0.0.1:0"]] {
@@ -70,8 +76,10 @@ fn environment_and_file_set_the_registry() {
 
 #[test]
 fn rendezvous_serves_both_and_lists_beacons() {
-    let rendezvous =
-        Program::start(RENDEZVOUS, &["-registry-addr", "127.0.0.1:0", "-beacon-addr", "127.0.0.1:0"]);
+    let rendezvous = Program::start(
+        RENDEZVOUS,
+        &["-registry-addr", "127.0.0.1:0", "-beacon-addr", "127.0.0.1:0"],
+    );
     assert_eq!(rendezvous.ready["ready"], "pilot-rendezvous");
     let registry = rendezvous.addr("registry_addr");
     let mut client = Client::connect(registry);

@@ -2,7 +2,7 @@
 
 mod client;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use client::{Client, config, with_registry};
 use pilot_registry::Config;
@@ -85,20 +85,28 @@ fn every_published_request() {
 #[test]
 fn two_published_daemons() {
     with_registry(config(), |addr| {
-        let mut daemons: HashMap<String, Client> = HashMap::new();
+        // Requests in order of time; the n-th answer of a daemon belongs to its
+        // n-th request, though the capture shows two of them the other way round.
+        let capture = vector("registry_live.json");
+        let frames = capture["frames"].as_array().unwrap();
+        let of =
+            |direction: &'static str| frames.iter().filter(move |f| f["direction"] == direction);
+        let mut answers: HashMap<&str, VecDeque<&str>> = HashMap::new();
+        for frame in of("response") {
+            let daemon = answers.entry(frame["daemon"].as_str().unwrap()).or_default();
+            daemon.push_back(frame["json"].as_str().unwrap());
+        }
+        let mut clients = HashMap::new();
         let mut expected_ok = 0;
-        for frame in vector("registry_live.json")["frames"].as_array().unwrap() {
-            let daemon = frame["daemon"].as_str().unwrap().to_owned();
-            let client = daemons.entry(daemon).or_insert_with(|| Client::connect(addr));
-            let json = frame["json"].as_str().unwrap();
-            if frame["direction"] == "request" {
-                client.send_raw(json.as_bytes());
-            } else {
-                let expected: Value = serde_json::from_str(json).unwrap();
-                let reply = client.receive().unwrap();
-                check(json, &reply, &expected);
-                expected_ok += u32::from(expected["type"] != "error");
-            }
+        for frame in of("request") {
+            let daemon = frame["daemon"].as_str().unwrap();
+            let client = clients.entry(daemon).or_insert_with(|| Client::connect(addr));
+            let request = frame["json"].as_str().unwrap();
+            client.send_raw(request.as_bytes());
+            let answer = answers.get_mut(daemon).unwrap().pop_front().unwrap();
+            let expected: Value = serde_json::from_str(answer).unwrap();
+            check(request, &client.receive().unwrap(), &expected);
+            expected_ok += u32::from(expected["type"] != "error");
         }
         assert!(expected_ok > 30);
     });

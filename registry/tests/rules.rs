@@ -133,10 +133,8 @@ fn pipelined_requests_see_what_came_before() {
             key.register(),
             key.signed("heartbeat", 1, json!({})),
         ]);
-        let seen: Vec<_> = replies
-            .iter()
-            .map(|r| r["code"].as_str().or(r["type"].as_str()).unwrap())
-            .collect();
+        let seen: Vec<_> =
+            replies.iter().map(|r| r["code"].as_str().or(r["type"].as_str()).unwrap()).collect();
         assert_eq!(
             seen,
             [

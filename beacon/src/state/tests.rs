@@ -37,8 +37,7 @@ fn sent(action: Action, datagram: &[u8]) -> Vec<(SocketAddr, Vec<u8>)> {
 #[test]
 fn captured_conversation() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/beacon.json");
-    let vectors: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let vectors: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let place = |name: &str| match name {
         n if n.starts_with("node 1 ([::1]:41071)") => addr("[::1]:41071"),
         n if n.starts_with("node 1") => addr(NODE_1),
@@ -126,11 +125,20 @@ fn entries_expire_and_peers_too() {
     let sync = hex::decode("0700000006000100000063").unwrap();
     state.handle(&sync, addr(PEER), at(590));
     state.expire(at(600));
-    assert_eq!(state.handle(&relay(1), addr(NODE_2), at(600)), Action::Drop(DropReason::UnknownNode));
-    assert_eq!(state.handle(&relay(2), addr(NODE_1), at(600)), Action::Deliver { to: addr(NODE_2) });
+    assert_eq!(
+        state.handle(&relay(1), addr(NODE_2), at(600)),
+        Action::Drop(DropReason::UnknownNode)
+    );
+    assert_eq!(
+        state.handle(&relay(2), addr(NODE_1), at(600)),
+        Action::Deliver { to: addr(NODE_2) }
+    );
     assert_eq!(state.handle(&relay(99), addr(NODE_1), at(600)), Action::Forward { to: addr(PEER) });
     state.expire(at(650));
-    assert_eq!(state.handle(&relay(99), addr(NODE_1), at(650)), Action::Drop(DropReason::UnknownNode));
+    assert_eq!(
+        state.handle(&relay(99), addr(NODE_1), at(650)),
+        Action::Drop(DropReason::UnknownNode)
+    );
     state.expire(at(1100));
     assert!(state.is_empty() && state.by_age.is_empty());
 }
@@ -159,7 +167,9 @@ fn a_full_sync_fits_one_datagram() {
     let mut out = Vec::new();
     state.write_sync(&mut out);
     assert!(out.len() <= 65_507, "{}", out.len());
-    assert!(matches!(Message::parse(&out), Ok(Message::Sync { nodes, .. }) if nodes.len() == MAX_SYNC_NODES));
+    assert!(
+        matches!(Message::parse(&out), Ok(Message::Sync { nodes, .. }) if nodes.len() == MAX_SYNC_NODES)
+    );
 }
 
 proptest! {

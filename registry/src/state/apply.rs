@@ -86,7 +86,8 @@ impl State {
             }
             Op::Reap { silent } => {
                 for (id, registered_by) in silent {
-                    if self.nodes.get(id).is_some_and(|n| n.record.registered_by == *registered_by) {
+                    if self.nodes.get(id).is_some_and(|n| n.record.registered_by == *registered_by)
+                    {
                         self.remove(*id);
                     }
                 }
@@ -180,8 +181,7 @@ impl State {
             }
             None => {
                 let node = NodeId(self.next_node);
-                self.next_node =
-                    self.next_node.checked_add(1).ok_or(Refusal::Full("node IDs"))?;
+                self.next_node = self.next_node.checked_add(1).ok_or(Refusal::Full("node IDs"))?;
                 node
             }
         };
@@ -275,7 +275,8 @@ impl State {
         }
         if accept {
             self.state_trust(by.node, peer)?;
-        } else {
+        } else if !self.is_mutual(by.node, peer) {
+            // What was asked for is refused; a standing pair ends by revoking.
             self.trust.remove(&pair(by.node, peer));
         }
         let answers = self.answers.entry(peer).or_default();

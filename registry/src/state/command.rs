@@ -86,7 +86,10 @@ impl Op {
     pub const fn changes_admission(&self) -> bool {
         matches!(
             self,
-            Self::Register(_) | Self::Deregister { .. } | Self::RotateKey { .. } | Self::Reap { .. }
+            Self::Register(_)
+                | Self::Deregister { .. }
+                | Self::RotateKey { .. }
+                | Self::Reap { .. }
         )
     }
 }

@@ -95,8 +95,11 @@ impl TryFrom<Snapshot> for State {
                 return Err(SnapshotError::Contradiction(format!("node {id} stands twice")));
             }
         }
-        let keys: HashMap<_, _> =
-            snapshot.keys.into_iter().map(|(k, node, proven)| (k, KeyEntry { node, proven })).collect();
+        let keys: HashMap<_, _> = snapshot
+            .keys
+            .into_iter()
+            .map(|(k, node, proven)| (k, KeyEntry { node, proven }))
+            .collect();
         for node in nodes.values() {
             if keys.get(&node.record.key).map(|e| e.node) != Some(node.record.id) {
                 let problem = format!("the key of node {} is not indexed", node.record.id);

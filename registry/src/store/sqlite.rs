@@ -119,7 +119,8 @@ impl SqliteLog {
     }
 
     fn write_batch(&mut self, first: u64, commands: &[u8]) -> rusqlite::Result<()> {
-        let first = i64::try_from(first).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
+        let first =
+            i64::try_from(first).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
         let tx = self.db.transaction()?;
         tx.prepare_cached("INSERT INTO log (first, commands) VALUES (?1, ?2)")?
             .execute(params![first, commands])?;
@@ -130,7 +131,10 @@ impl SqliteLog {
         let tx = self.db.transaction()?;
         tx.execute_batch("DELETE FROM snapshot; DELETE FROM log;")?;
         for (number, part) in (0i64..).zip(bytes.chunks(PART)) {
-            tx.execute("INSERT INTO snapshot (part, bytes) VALUES (?1, ?2)", params![number, part])?;
+            tx.execute(
+                "INSERT INTO snapshot (part, bytes) VALUES (?1, ?2)",
+                params![number, part],
+            )?;
         }
         tx.commit()
     }

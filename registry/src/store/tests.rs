@@ -31,7 +31,6 @@ fn open(path: &Path) -> (SqliteLog, State) {
     (log, state)
 }
 
-
 fn append(log: &mut SqliteLog, state: &mut State, commands: &[Command]) {
     log.append(state.applied() + 1, commands).unwrap();
     for command in commands {

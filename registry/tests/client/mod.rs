@@ -13,29 +13,29 @@ use pilot_wire::registry::{FrameBuffer, PublicKey, Signature, append_frame};
 use serde_json::{Value, json};
 
 /// Longest wait for anything in these tests.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Client {
-    pub stream: TcpStream,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
     input: FrameBuffer,
 }
 
 impl Client {
-    pub fn connect(addr: SocketAddr) -> Self {
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, input: FrameBuffer::new() }
     }
 
-    pub fn send_raw(&mut self, body: &[u8]) {
+    pub(crate) fn send_raw(&mut self, body: &[u8]) {
         let mut frame = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
         frame.extend_from_slice(body);
         self.stream.write_all(&frame).unwrap();
     }
 
     /// The next answer, or `None` when the connection is closed.
-    pub fn receive(&mut self) -> Option<Value> {
+    pub(crate) fn receive(&mut self) -> Option<Value> {
         loop {
             if let Some(body) = self.input.next_body().unwrap() {
                 return Some(serde_json::from_slice(body).unwrap());
@@ -50,13 +50,13 @@ impl Client {
         }
     }
 
-    pub fn ask(&mut self, request: Value) -> Value {
+    pub(crate) fn ask(&mut self, request: Value) -> Value {
         self.send_raw(request.to_string().as_bytes());
         self.receive().expect("connection closed")
     }
 
     /// All requests in one write, then all answers.
-    pub fn ask_all(&mut self, requests: &[Value]) -> Vec<Value> {
+    pub(crate) fn ask_all(&mut self, requests: &[Value]) -> Vec<Value> {
         let mut out = Vec::new();
         for request in requests {
             append_frame(&mut out, request).unwrap();
@@ -66,36 +66,36 @@ impl Client {
     }
 
     /// Registers and returns the node ID.
-    pub fn register(&mut self, key: &Identity) -> u64 {
+    pub(crate) fn register(&mut self, key: &Identity) -> u64 {
         let reply = self.ask(key.register());
         assert_eq!(reply["type"], "register_ok", "{reply}");
         reply["node_id"].as_u64().unwrap()
     }
 }
 
-pub struct Identity(pub SigningKey);
+pub(crate) struct Identity(pub(crate) SigningKey);
 
 impl Identity {
-    pub fn new(seed: u32) -> Self {
+    pub(crate) fn new(seed: u32) -> Self {
         let mut bytes = [0x5E; 32];
         bytes[..4].copy_from_slice(&seed.to_be_bytes());
         Self(SigningKey::from_bytes(&bytes))
     }
 
-    pub fn public(&self) -> String {
+    pub(crate) fn public(&self) -> String {
         PublicKey(self.0.verifying_key().to_bytes()).to_string()
     }
 
-    pub fn sign(&self, text: &str) -> String {
+    pub(crate) fn sign(&self, text: &str) -> String {
         Signature(self.0.sign(text.as_bytes()).to_bytes()).to_string()
     }
 
-    pub fn register(&self) -> Value {
+    pub(crate) fn register(&self) -> Value {
         json!({"type": "register", "listen_addr": ":4000", "public_key": self.public()})
     }
 
     /// A request about node `id` alone, signed.
-    pub fn signed(&self, kind: &str, id: u64, mut rest: Value) -> Value {
+    pub(crate) fn signed(&self, kind: &str, id: u64, mut rest: Value) -> Value {
         rest["type"] = kind.into();
         rest["node_id"] = id.into();
         rest["signature"] = self.sign(&format!("{kind}:{id}")).into();
@@ -103,7 +103,14 @@ impl Identity {
     }
 
     /// A request of node `id` about `peer`, signed.
-    pub fn about(&self, kind: &str, prefix: &str, id: u64, peer: u64, mut rest: Value) -> Value {
+    pub(crate) fn about(
+        &self,
+        kind: &str,
+        prefix: &str,
+        id: u64,
+        peer: u64,
+        mut rest: Value,
+    ) -> Value {
         rest["type"] = kind.into();
         rest["node_id"] = id.into();
         rest["peer_id"] = peer.into();
@@ -111,7 +118,7 @@ impl Identity {
         rest
     }
 
-    pub fn resolve(&self, requester: u64, target: u64) -> Value {
+    pub(crate) fn resolve(&self, requester: u64, target: u64) -> Value {
         let signature = self.sign(&format!("resolve:{requester}:{target}"));
         json!({"type": "resolve", "node_id": target, "requester_id": requester,
                "signature": signature})
@@ -119,12 +126,12 @@ impl Identity {
 }
 
 /// A configuration for tests: any port, any number of registrations.
-pub fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config { register_rate: 0, ..Config::at("127.0.0.1:0") }
 }
 
 /// Runs `test` against a registry in this process, then ends it orderly.
-pub fn with_registry(config: Config, test: impl FnOnce(SocketAddr)) {
+pub(crate) fn with_registry(config: Config, test: impl FnOnce(SocketAddr)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let registry = runtime.block_on(Registry::start(config)).unwrap();
     let addr = registry.local_addr();
@@ -138,13 +145,13 @@ pub fn with_registry(config: Config, test: impl FnOnce(SocketAddr)) {
 }
 
 /// A real binary that is ready; killed when dropped.
-pub struct Program {
-    pub child: Child,
-    pub ready: Value,
+pub(crate) struct Program {
+    pub(crate) child: Child,
+    pub(crate) ready: Value,
 }
 
 impl Program {
-    pub fn start(binary: &str, args: &[&str]) -> Self {
+    pub(crate) fn start(binary: &str, args: &[&str]) -> Self {
         let mut child = Command::new(binary)
             .args(args)
             .args(["-log-level", "warn"])
@@ -157,17 +164,17 @@ impl Program {
         Self { child, ready }
     }
 
-    pub fn addr(&self, key: &str) -> SocketAddr {
+    pub(crate) fn addr(&self, key: &str) -> SocketAddr {
         self.ready[key].as_str().unwrap().parse().unwrap()
     }
 
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// SIGTERM; returns whether it ended with status 0.
-    pub fn terminate(mut self) -> bool {
+    pub(crate) fn terminate(mut self) -> bool {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         self.child.wait().unwrap().success()
@@ -183,7 +190,7 @@ impl Drop for Program {
 }
 
 /// Tries until it succeeds or patience ends.
-pub fn eventually(what: &str, mut attempt: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut attempt: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !attempt() {
         assert!(Instant::now() < deadline, "never: {what}");
