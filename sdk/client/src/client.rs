@@ -5,7 +5,10 @@ use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 
-use pilot_wire::ipc::{Command, Features, Handshake, MAX_MESSAGE, datagram_header, json};
+use pilot_wire::ipc::{
+    Command, DATAGRAM_HEADER_LEN, Features, Handshake, LENGTH_LEN, MAX_MESSAGE, datagram_header,
+    json,
+};
 use pilot_wire::{NodeId, SocketAddress};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -149,10 +152,10 @@ impl Client {
         if let Some(error) = self.link().subscribers.take_error() {
             return Err(error);
         }
-        let header = datagram_header(to, data.len());
-        if header.len() + data.len() > MAX_MESSAGE {
+        if DATAGRAM_HEADER_LEN - LENGTH_LEN + data.len() > MAX_MESSAGE {
             return Err(Error::new(ErrorKind::InvalidArgument, "the datagram is too long"));
         }
+        let header = datagram_header(to, data.len());
         let message = [IoSlice::new(&header), IoSlice::new(data)];
         let total = header.len() + data.len();
         std::future::poll_fn(|cx| self.link().poll_message(cx, &message, total)).await?;
@@ -324,9 +327,8 @@ impl Client {
     /// # Errors
     /// When the target cannot be read or resolved.
     pub async fn locate(&self, target: &str) -> Result<SocketAddress, Error> {
-        let target: Target = target
-            .parse()
-            .map_err(|e| Error::new(ErrorKind::InvalidArgument, format!("{e}")))?;
+        let target: Target =
+            target.parse().map_err(|e| Error::new(ErrorKind::InvalidArgument, format!("{e}")))?;
         let name = match target.host {
             Host::Address(address) => return Ok(address.port(target.port)),
             Host::Name(name) => name,

@@ -47,6 +47,12 @@ struct Receive {
     abandoned: bool,
 }
 
+/// Data taken out, and the credit to return to the daemon if it is time to.
+pub(crate) struct Taken {
+    pub(crate) data: Bytes,
+    pub(crate) grant: Option<u32>,
+}
+
 enum Chunk {
     Slice(Bytes),
     Small(BytesMut),
@@ -201,7 +207,7 @@ impl Conn {
     pub(crate) fn poll_chunk(
         &self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<(Bytes, Option<u32>)>, Error>> {
+    ) -> Poll<Result<Option<Taken>, Error>> {
         let mut r = lock(&self.receive);
         let data = match r.queue.pop_front() {
             Some(Chunk::Slice(data)) => data,
@@ -209,7 +215,7 @@ impl Conn {
             None => return r.poll_end(cx).map_ok(|()| None),
         };
         let grant = r.account(data.len(), self.window);
-        Poll::Ready(Ok(Some((data, grant))))
+        Poll::Ready(Ok(Some(Taken { data, grant })))
     }
 
     /// How many of `len` bytes may be sent now.

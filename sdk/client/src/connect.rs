@@ -104,7 +104,9 @@ impl ConnectError {
             Self::NotRunning { .. } => "not_running",
             Self::Timeout { .. } => "timeout",
             Self::Config { .. } => "invalid_argument",
-            Self::Permission { .. } | Self::Io { .. } | Self::Protocol { .. } => "connection_failed",
+            Self::Permission { .. } | Self::Io { .. } | Self::Protocol { .. } => {
+                "connection_failed"
+            }
         }
     }
 
@@ -220,11 +222,8 @@ async fn hello(
         return Ok(Connected { socket, grants, rest });
     }
     let mut message = Vec::with_capacity(16);
-    let hello = Command::Hello {
-        version: ipc::HELLO_VERSION,
-        features: options.features,
-        receive_credit,
-    };
+    let hello =
+        Command::Hello { version: ipc::HELLO_VERSION, features: options.features, receive_credit };
     hello.encode(&mut message);
     socket.write_all(&message).await.map_err(failed)?;
     loop {
@@ -281,7 +280,8 @@ mod tests {
         };
         let path = |socket| socket_path(env(socket)).expect("readable");
         assert_eq!(path(None), Path::new(ipc::DEFAULT_SOCKET));
-        std::fs::write(dir.join("config.json"), r#"{"socket":"/x/y.sock","foo":1}"#).expect("write");
+        std::fs::write(dir.join("config.json"), r#"{"socket":"/x/y.sock","foo":1}"#)
+            .expect("write");
         assert_eq!(path(None), Path::new("/x/y.sock"));
         assert_eq!(path(Some("/z.sock")), Path::new("/z.sock"));
         std::fs::write(dir.join("config.json"), "{").expect("write");

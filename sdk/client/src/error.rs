@@ -11,6 +11,8 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     hint: Option<String>,
+    /// A stream broke for this reason, whatever the kind.
+    broke_stream: bool,
 }
 
 /// Whose fault an [`Error`] is, and how a program may react.
@@ -96,13 +98,17 @@ impl ErrorKind {
 
     const fn hint(self) -> Option<&'static str> {
         match self {
-            Self::NotFound => Some("check the name, and that there is mutual trust: pilotctl trust"),
+            Self::NotFound => {
+                Some("check the name, and that there is mutual trust: pilotctl trust")
+            }
             Self::Refused => Some("check that the peer listens on that port"),
             Self::Timeout => Some("check that the peer runs and can be reached: pilotctl ping"),
             Self::AlreadyExists => Some("choose another, or end who uses it: pilotctl info"),
             Self::Registry => Some("check the registry; the daemon goes on trying to reach it"),
             Self::Untrusted => Some("establish trust first: pilotctl handshake"),
-            Self::Limit => Some("close what is not needed, or raise the limit in the daemon's configuration"),
+            Self::Limit => {
+                Some("close what is not needed, or raise the limit in the daemon's configuration")
+            }
             Self::Shutdown | Self::Disconnected => {
                 Some("start the daemon with: pilotctl daemon start")
             }
@@ -114,7 +120,12 @@ impl ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: kind.hint().map(str::to_owned) }
+        Self {
+            kind,
+            message: message.into(),
+            hint: kind.hint().map(str::to_owned),
+            broke_stream: false,
+        }
     }
 
     pub(crate) fn answer(code: ErrorCode, text: &str) -> Self {
@@ -127,10 +138,10 @@ impl Error {
 
     /// This error as that of a stream that broke.
     pub(crate) fn reset(mut self) -> Self {
-        self.kind = match self.kind {
-            ErrorKind::Other | ErrorKind::NotFound | ErrorKind::Closed => ErrorKind::Reset,
-            kind => kind,
-        };
+        if matches!(self.kind, ErrorKind::Other | ErrorKind::NotFound | ErrorKind::Closed) {
+            self.kind = ErrorKind::Reset;
+        }
+        self.broke_stream = true;
         self
     }
 
@@ -166,6 +177,7 @@ impl std::error::Error for Error {}
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error.kind {
+            _ if error.broke_stream => io::ErrorKind::ConnectionReset,
             ErrorKind::InvalidArgument => io::ErrorKind::InvalidInput,
             ErrorKind::NotFound => io::ErrorKind::NotFound,
             ErrorKind::Refused => io::ErrorKind::ConnectionRefused,

@@ -217,10 +217,7 @@ impl Link {
     }
 
     fn broken(&self, source: io::Error) -> Error {
-        self.fail(Error::new(
-            ErrorKind::Disconnected,
-            format!("daemon disconnected: {source}"),
-        ));
+        self.fail(Error::new(ErrorKind::Disconnected, format!("daemon disconnected: {source}")));
         self.error().unwrap_or_else(|| Error::new(ErrorKind::Disconnected, "daemon disconnected"))
     }
 

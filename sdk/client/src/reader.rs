@@ -182,7 +182,8 @@ impl Reader {
         let credit = self.link.grants.has(Features::CREDIT);
         if credit && !conn.has_room(len) {
             self.buffer.advance(used);
-            let text = format!("the daemon sent more on connection {connection} than it was allowed");
+            let text =
+                format!("the daemon sent more on connection {connection} than it was allowed");
             conn.fail(&Error::protocol(text));
             self.conns.remove(&connection);
             self.link.control(&Command::Close { connection });
@@ -217,7 +218,10 @@ impl Reader {
         let Some(stream) = self.open(connection, remote) else { return };
         if let Some(incoming) = incoming
             && incoming.offer(stream) == Err(Refused::Gone)
+            && self.link.grants.hello
         {
+            // A published daemon still has the port bound to this client; its
+            // entry says so to the next `listen`.
             lock(&self.link.ports).remove(&port);
         }
     }

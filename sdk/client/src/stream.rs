@@ -78,9 +78,9 @@ impl End {
         let turn = ready!(coop::poll_proceed(cx));
         let chunk = ready!(self.conn.poll_chunk(cx))?;
         turn.made_progress();
-        Poll::Ready(Ok(chunk.map(|(data, grant)| {
-            self.grant(grant);
-            data
+        Poll::Ready(Ok(chunk.map(|taken| {
+            self.grant(taken.grant);
+            taken.data
         })))
     }
 
