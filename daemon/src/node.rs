@@ -1,0 +1,24 @@
+//! The loop: one owner of the core, and of all that clients and services have
+//! open on it.
+//!
+//! Each turn takes what is ready (datagrams, commands, orders, answers of the
+//! control plane), lets the core work, passes on what became readable and
+//! writes. Nothing in here waits but [`run`] itself.
+
+mod commands;
+mod conn;
+mod events;
+mod handle;
+mod hub;
+mod info;
+mod plane;
+pub(crate) mod ready;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod turn;
+
+pub use handle::{DialFailure, NodeHandle, NodeInbox, channel};
+pub use info::NodeFacts;
+pub use plane::{Answer, ControlPlane, Plane, Refused, Request};
+pub use turn::{NodeParts, run};

@@ -1,0 +1,262 @@
+//! What the core reports, brought to the client or service it concerns.
+
+use bytes::Bytes;
+use pilot_core::{CloseReason, DialFailure as CoreDialFailure, Event, StreamId};
+use pilot_wire::ipc::{ErrorCode, Event as ClientEvent, Features};
+use pilot_wire::{NodeId, SocketAddress};
+use tracing::{debug, info};
+
+use super::conn::{Conn, Owner};
+use super::handle::DialFailure;
+use super::hub::{Hub, Listener};
+use super::turn::Clients;
+use crate::ipc::client::DATAGRAM_BOUND;
+use crate::service::{LocalStream, Service};
+
+impl Hub {
+    /// Acts on one event.
+    pub(crate) fn event(&mut self, clients: &mut Clients, event: Event) {
+        match event {
+            Event::Readable { stream } => self.readable(clients, stream.0),
+            Event::Writable { stream, freed } => self.writable(clients, stream.0, freed),
+            Event::Incoming { stream, local_port, remote } => {
+                self.incoming(clients, stream, local_port, remote);
+            }
+            Event::Connected { stream } => self.connected(clients, stream),
+            Event::DialFailed { stream, reason } => self.dial_failed(clients, stream.0, reason),
+            Event::Closed { stream, reason } => self.closed(clients, stream.0, reason),
+            Event::Datagram { source, destination_port, data } => {
+                self.datagram(clients, source, destination_port, &data);
+            }
+            Event::NeedEndpoint { node } => self.plane.resolve_endpoint(node),
+            Event::NeedKey { node } => self.plane.lookup_key(node),
+            Event::Observed { endpoint } => self.plane.observed(endpoint),
+            Event::TunnelUp { node, relay, rekeyed } => self.tunnel_up(node, relay, rekeyed),
+            Event::RelayActivated { node } => {
+                info!(peer = %node, "frames go through the beacon from now on");
+            }
+            Event::Refused { node, port, rule } => {
+                debug!(peer = node.map(|n| n.0), port, rule = rule.name(), "refused");
+            }
+        }
+    }
+
+    fn readable(&mut self, clients: &mut Clients, id: u32) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.readable = true;
+        match conn.owner {
+            Owner::Client(owner) if !conn.queued && conn.receive_credit > 0 && !conn.over => {
+                if let Some(client) = clients.touch(owner) {
+                    conn.queued = true;
+                    client.readable.push_back(id);
+                }
+            }
+            Owner::Local { .. } => self.pump_local(id),
+            _ => {}
+        }
+    }
+
+    fn writable(&mut self, clients: &mut Clients, id: u32, freed: usize) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        match conn.owner {
+            Owner::Client(owner) => {
+                let Some(client) = clients.get_mut(owner) else { return };
+                if client.blocked_on == Some(id) {
+                    client.notify();
+                }
+                if !client.has(Features::CREDIT) || conn.over {
+                    return;
+                }
+                conn.freed += freed as u64;
+                if conn.freed >= self.send_credit / 4 {
+                    let bytes = u32::try_from(conn.freed).unwrap_or(u32::MAX);
+                    conn.send_credit += conn.freed;
+                    conn.freed = 0;
+                    client.send(&ClientEvent::Credit { connection: id, bytes });
+                    clients.touch(owner);
+                }
+            }
+            Owner::Local { .. } => self.pump_local(id),
+            _ => {}
+        }
+    }
+
+    fn incoming(
+        &mut self,
+        clients: &mut Clients,
+        stream: StreamId,
+        local_port: u16,
+        remote: SocketAddress,
+    ) {
+        match self.ports.get(&local_port).cloned() {
+            Some(Listener::Client(owner)) => {
+                let Some(client) = clients.touch(owner) else {
+                    return self.core.reset(stream);
+                };
+                let connection = stream.0;
+                client.send(&ClientEvent::Accept { local_port, connection, remote });
+                let conn = Conn::new(Owner::Client(owner), remote);
+                self.give_to_client(connection, conn, client);
+            }
+            Some(Listener::Service(service)) => {
+                let conn = Conn::new(Owner::Client(0), remote);
+                let local = self.give_to_service(stream.0, conn, local_port);
+                serve(&*service, local);
+            }
+            // Unbound since the SYN came.
+            None => self.core.reset(stream),
+        }
+    }
+
+    fn connected(&mut self, clients: &mut Clients, stream: StreamId) {
+        let id = stream.0;
+        // Whoever dialled may have gone.
+        let Some(conn) = self.conns.remove(&id) else { return self.core.reset(stream) };
+        let Conn { owner, remote, readable, .. } = conn;
+        // The owner is set by whoever gets it.
+        let conn = Conn { readable, ..Conn::new(Owner::Client(0), remote) };
+        match owner {
+            Owner::DialClient { client, tag } => {
+                let Some(client) = clients.touch(client) else { return self.core.reset(stream) };
+                client.answer(tag, &ClientEvent::DialOk { connection: id });
+                self.give_to_client(id, conn, client);
+            }
+            Owner::DialLocal { answer } => {
+                let local = self.give_to_service(id, conn, 0);
+                // When nobody waits any more, dropping the stream closes it.
+                let _ = answer.send(Ok(local));
+            }
+            owner => {
+                self.conns.insert(id, Conn { owner, ..conn });
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, clients: &mut Clients, id: u32, reason: CoreDialFailure) {
+        let Some(conn) = self.conns.remove(&id) else { return };
+        match conn.owner {
+            Owner::DialClient { client, tag } => {
+                let Some(client) = clients.touch(client) else { return };
+                client.connections.remove(&id);
+                let (code, text) = dial_error(reason, conn.remote.address.node);
+                client.refuse(tag, code, &text);
+            }
+            Owner::DialLocal { answer } => {
+                // Nobody may wait any more.
+                let _ = answer.send(Err(DialFailure::Peer(reason)));
+            }
+            Owner::Client(_) | Owner::Local { .. } => {}
+        }
+    }
+
+    fn closed(&mut self, clients: &mut Clients, id: u32, reason: CloseReason) {
+        let Some(conn) = self.conns.remove(&id) else { return };
+        self.ended.insert(id);
+        match conn.owner {
+            Owner::Client(owner) => {
+                let Some(client) = clients.touch(owner) else { return };
+                client.connections.remove(&id);
+                if client.blocked_on == Some(id) {
+                    client.notify();
+                }
+                if client.has(Features::HALF_CLOSE) {
+                    match conn.fault.or_else(|| broken(reason)) {
+                        None if !conn.ended && !conn.over => {
+                            client.send(&ClientEvent::End { connection: id });
+                        }
+                        None => {}
+                        Some((code, text)) => {
+                            client.send(&ClientEvent::Reset { connection: id, code, text });
+                        }
+                    }
+                }
+                if !conn.closed_told {
+                    client.send(&ClientEvent::Closed { connection: id });
+                }
+            }
+            Owner::Local { shared, .. } => match broken(reason) {
+                None => shared.end(),
+                Some((_, text)) => shared.broken(text.to_owned()),
+            },
+            Owner::DialClient { client, tag } => {
+                let Some(client) = clients.touch(client) else { return };
+                client.connections.remove(&id);
+                client.refuse(tag, ErrorCode::CLOSED, &reason.to_string());
+            }
+            Owner::DialLocal { answer } => {
+                // Nobody may wait any more.
+                let _ = answer.send(Err(DialFailure::Peer(CoreDialFailure::Refused)));
+            }
+        }
+    }
+
+    /// Every client gets every datagram, as published; one that does not read
+    /// loses it.
+    fn datagram(
+        &mut self,
+        clients: &mut Clients,
+        source: SocketAddress,
+        destination_port: u16,
+        data: &Bytes,
+    ) {
+        let mut message = Vec::with_capacity(data.len() + 16);
+        ClientEvent::ReceiveDatagram { source, destination_port, data }.encode(&mut message);
+        let mut dropped = 0;
+        clients.touch_all(|client| {
+            if client.waiting() > DATAGRAM_BOUND {
+                dropped += 1;
+            } else {
+                client.send_encoded(&message);
+            }
+        });
+        self.counters.datagrams_dropped += dropped;
+    }
+
+    fn tunnel_up(&mut self, node: NodeId, relay: bool, rekeyed: bool) {
+        info!(peer = %node, relay, rekeyed, "authenticated tunnel");
+        if relay {
+            return;
+        }
+        let endpoint =
+            self.core.peers().into_iter().find(|p| p.node == node).and_then(|p| p.endpoint);
+        if let Some(endpoint) = endpoint {
+            self.plane.note_peer(node, endpoint);
+        }
+    }
+}
+
+fn serve(service: &dyn Service, stream: LocalStream) {
+    let (name, remote) = (service.name(), stream.remote());
+    let served = service.serve(stream);
+    tokio::task::spawn_local(async move {
+        if let Err(error) = served.await {
+            debug!(service = name, %remote, %error, "service stream ended");
+        }
+    });
+}
+
+/// The published texts.
+fn dial_error(reason: CoreDialFailure, node: NodeId) -> (ErrorCode, String) {
+    match reason {
+        CoreDialFailure::Refused => (ErrorCode::REFUSED, reason.to_string()),
+        CoreDialFailure::Timeout => (ErrorCode::TIMEOUT, reason.to_string()),
+        CoreDialFailure::Unresolved => {
+            (ErrorCode::NOT_FOUND, format!("resolve node {node}: registry: request failed"))
+        }
+    }
+}
+
+/// How a stream that did not end in order is reported.
+fn broken(reason: CloseReason) -> Option<(ErrorCode, &'static str)> {
+    Some(match reason {
+        CloseReason::Finished => return None,
+        CloseReason::Reset => (ErrorCode::CLOSED, "reset by peer"),
+        CloseReason::Aborted => (ErrorCode::CLOSED, "reset locally"),
+        CloseReason::Unresponsive => (ErrorCode::TIMEOUT, "peer does not answer"),
+        CloseReason::Idle => (ErrorCode::TIMEOUT, "idle timeout"),
+        CloseReason::Truncated => {
+            (ErrorCode::CLOSED, "stream truncated: data before the end was lost")
+        }
+        CloseReason::Untrusted => (ErrorCode::UNTRUSTED, "trust ended"),
+    })
+}

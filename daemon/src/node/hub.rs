@@ -1,0 +1,270 @@
+//! The core with everything that is open on it. Clients are kept apart from
+//! it, so that one client and the hub can be worked on together.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use pilot_core::{Core, Read, StreamId, Time};
+use pilot_wire::ipc::{ErrorCode, Event, Features};
+use tokio::sync::mpsc;
+
+use super::conn::{Conn, Ended, Owner};
+use super::plane::{Plane, Refused};
+use super::ready::{Notifier, ReadyList, Token};
+use crate::ipc::client::{Client, DATA_BOUND, Tag};
+use crate::service::{LocalStream, Outgoing, Service, StreamShared};
+use crate::udp::UdpCounters;
+
+/// Bytes of one connection passed on before it is the next one's turn.
+const PASS: usize = 256 << 10;
+/// The most send credit a client is given per connection.
+const MAX_SEND_CREDIT: usize = 4 << 20;
+/// Answers of the control plane waiting for the loop; beyond it they wait.
+const ANSWERS: usize = 256;
+
+/// Who listens on a port.
+#[derive(Clone)]
+pub(crate) enum Listener {
+    Client(u64),
+    Service(Rc<dyn Service>),
+}
+
+/// An answer of the control plane for a client.
+pub(crate) struct Answered {
+    pub(crate) client: u64,
+    pub(crate) tag: Tag,
+    /// Code of the JSON answer.
+    pub(crate) code: u8,
+    pub(crate) result: Result<serde_json::Value, Refused>,
+}
+
+/// What the loop itself counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LoopCounters {
+    /// Clients connected now.
+    pub(crate) clients: usize,
+    /// Datagrams dropped because a client did not read.
+    pub(crate) datagrams_dropped: u64,
+}
+
+/// What is owned beside the clients.
+pub(crate) struct Hub {
+    pub(crate) core: Core,
+    pub(crate) plane: Rc<dyn Plane>,
+    pub(crate) conns: HashMap<u32, Conn>,
+    pub(crate) ports: HashMap<u16, Listener>,
+    pub(crate) ended: Ended,
+    pub(crate) ready: Arc<ReadyList>,
+    pub(crate) counters: LoopCounters,
+    pub(crate) udp_counters: UdpCounters,
+    pub(crate) started: Instant,
+    /// New dials and binds are refused.
+    pub(crate) ending: bool,
+    /// Notices for clients other than the one being served; at most one per
+    /// connection.
+    pub(crate) notices: Vec<(u64, u32)>,
+    pub(crate) answers: mpsc::Sender<Answered>,
+    /// Bytes a client may send on a new connection.
+    pub(crate) send_credit: u64,
+    pieces: Vec<Bytes>,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        core: Core,
+        plane: Rc<dyn Plane>,
+        send_buffer: usize,
+    ) -> (Self, mpsc::Receiver<Answered>) {
+        let (answers, receiver) = mpsc::channel(ANSWERS);
+        let hub = Self {
+            core,
+            plane,
+            conns: HashMap::new(),
+            ports: HashMap::new(),
+            ended: Ended::default(),
+            ready: Arc::default(),
+            counters: LoopCounters::default(),
+            udp_counters: UdpCounters::default(),
+            started: Instant::now(),
+            ending: false,
+            notices: Vec::new(),
+            answers,
+            send_credit: send_buffer.min(MAX_SEND_CREDIT) as u64,
+            pieces: Vec::new(),
+        };
+        (hub, receiver)
+    }
+
+    /// The core's clock.
+    pub(crate) fn now(&self) -> Time {
+        let nanos = self.started.elapsed().as_nanos();
+        Time::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// Gives an open stream to a client.
+    pub(crate) fn give_to_client(&mut self, id: u32, mut conn: Conn, client: &mut Client) {
+        conn.owner = Owner::Client(client.id);
+        conn.receive_credit = if client.has(Features::CREDIT) {
+            u64::from(client.receive_credit)
+        } else {
+            u64::MAX
+        };
+        conn.send_credit = self.send_credit;
+        client.connections.insert(id);
+        if conn.readable && conn.receive_credit > 0 {
+            conn.queued = true;
+            client.readable.push_back(id);
+        }
+        self.conns.insert(id, conn);
+    }
+
+    /// Gives an open stream to a service: the stream for its future.
+    pub(crate) fn give_to_service(
+        &mut self,
+        id: u32,
+        mut conn: Conn,
+        local_port: u16,
+    ) -> LocalStream {
+        let notifier = Notifier::new(Arc::clone(&self.ready), Token::Local(id));
+        let shared = StreamShared::new(notifier);
+        let stream =
+            LocalStream::new(Arc::clone(&shared), StreamId(id), local_port, conn.remote);
+        conn.owner = Owner::Local { shared, shut: false };
+        self.core.set_no_delay(StreamId(id), true);
+        self.conns.insert(id, conn);
+        self.pump_local(id);
+        stream
+    }
+
+    /// Passes on what a client's connections have, as far as its credit and
+    /// its outbox allow.
+    pub(crate) fn pump_client(&mut self, client: &mut Client) {
+        let now = self.now();
+        while client.waiting() < DATA_BOUND {
+            let Some(id) = client.readable.pop_front() else { return };
+            let Some(conn) = self.conns.get_mut(&id) else { continue };
+            conn.queued = false;
+            if conn.over {
+                continue;
+            }
+            let stream = StreamId(id);
+            let allowed = usize::try_from(conn.receive_credit).unwrap_or(usize::MAX).min(PASS);
+            let mut taken = 0;
+            let mut end = false;
+            while taken < allowed {
+                match self.core.read(stream, allowed - taken) {
+                    Read::Data(data) => {
+                        taken += data.len();
+                        self.pieces.push(data);
+                    }
+                    Read::Blocked => {
+                        conn.readable = false;
+                        break;
+                    }
+                    Read::End => {
+                        conn.readable = false;
+                        end = true;
+                        break;
+                    }
+                }
+            }
+            if taken > 0 {
+                client.send_data(id, &mut self.pieces);
+            }
+            if client.has(Features::CREDIT) {
+                conn.receive_credit -= taken as u64;
+            }
+            if end && !conn.ended {
+                conn.ended = true;
+                if client.has(Features::HALF_CLOSE) {
+                    client.send(&Event::End { connection: id });
+                } else {
+                    // Without half-close the end of reading is the end of all.
+                    client.send(&Event::Closed { connection: id });
+                    conn.closed_told = true;
+                    conn.over = true;
+                    self.core.close(stream, now);
+                }
+            } else if conn.readable && conn.receive_credit > 0 {
+                conn.queued = true;
+                client.readable.push_back(id);
+            }
+        }
+    }
+
+    /// Moves bytes between a service's stream and the core, both ways.
+    pub(crate) fn pump_local(&mut self, id: u32) {
+        let (stream, now) = (StreamId(id), self.now());
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Owner::Local { shared, shut } = &mut conn.owner else { return };
+        while conn.readable && !conn.over {
+            let room = shared.room().min(PASS);
+            if room == 0 {
+                break;
+            }
+            match self.core.read(stream, room) {
+                Read::Data(data) => shared.deliver(data),
+                Read::Blocked => conn.readable = false,
+                Read::End => {
+                    conn.readable = false;
+                    conn.ended = true;
+                    shared.end();
+                }
+            }
+        }
+        loop {
+            match shared.next_outgoing(self.core.writable(stream)) {
+                Outgoing::Data(data) => {
+                    if self.core.write(stream, data, now).is_err() {
+                        shared.broken("the stream is closed".to_owned());
+                        return;
+                    }
+                }
+                Outgoing::Nothing => return,
+                Outgoing::Finished => {
+                    if !*shut {
+                        *shut = true;
+                        self.core.shutdown(stream, now);
+                    }
+                    return;
+                }
+                Outgoing::Dropped => {
+                    self.core.close(stream, now);
+                    self.conns.remove(&id);
+                    self.ended.insert(id);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Lets go of everything a client had: its data is still delivered.
+    pub(crate) fn drop_client(&mut self, client: &Client) {
+        let now = self.now();
+        for port in &client.ports {
+            self.core.unlisten(*port);
+            self.ports.remove(port);
+        }
+        // Dials that wait are in `connections` as well.
+        for id in &client.connections {
+            if let Some(conn) = self.conns.remove(id) {
+                if !conn.over {
+                    self.core.close(StreamId(*id), now);
+                }
+                self.ended.insert(*id);
+            }
+        }
+    }
+
+    /// Breaks a client's connection because the client misbehaves on it.
+    pub(crate) fn break_conn(&mut self, id: u32, code: ErrorCode, text: &'static str) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.over = true;
+            conn.fault = Some((code, text));
+            self.core.reset(StreamId(id));
+        }
+    }
+}

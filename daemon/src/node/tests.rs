@@ -1,0 +1,1 @@
+//! Two nodes over loopback, driven by clients that speak the wire messages.

@@ -1,0 +1,542 @@
+//! The turns of the loop and its clients.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use pilot_core::{Core, Input, Output, StreamId, Time, Transmit};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Sleep;
+use tracing::{debug, info, warn};
+
+use super::commands::Served;
+use super::conn::{Conn, Owner};
+use super::handle::{DialFailure, NodeInbox, Order};
+use super::hub::{Answered, Hub, Listener};
+use super::plane::Plane;
+use super::ready::{Notifier, ReadyList, Token};
+use super::requests::deliver;
+use crate::control::ControlEvent;
+use crate::ipc::IpcListener;
+use crate::ipc::client::{COMMAND_BOUND, Client, DATA_BOUND, HARD_BOUND};
+use crate::service::Service;
+use crate::udp::{Sent, Udp};
+
+/// Receive calls per turn, and bytes after which it ends as well, so that
+/// acknowledgements go out while more is coming in.
+const RECEIVE_CALLS: usize = 32;
+const RECEIVE_BYTES: usize = 1 << 20;
+/// Batches sent per turn, so that what comes in is not kept waiting.
+const TRANSMITS: usize = 32;
+/// Events acted on per turn.
+const EVENTS: usize = 4096;
+/// Orders and answers taken per turn.
+const ORDERS: usize = 256;
+/// Rounds of passing data to one client per turn.
+const CLIENT_ROUNDS: usize = 16;
+/// Clients accepted per turn.
+const ACCEPTS: usize = 16;
+
+/// What a loop is made of.
+pub struct NodeParts {
+    /// The core, with its permissions set.
+    pub core: Core,
+    /// The send buffer the core was configured with, in bytes: the credit that
+    /// clients get is cut from it.
+    pub send_buffer: usize,
+    /// The tunnel's socket.
+    pub udp: Udp,
+    /// The driver socket.
+    pub listener: IpcListener,
+    /// The loop's end of the handle.
+    pub inbox: NodeInbox,
+    /// The control plane.
+    pub plane: Rc<dyn Plane>,
+    /// What listens inside the daemon.
+    pub services: Vec<Rc<dyn Service>>,
+    /// Clients served at once; one beyond it is disconnected at once.
+    pub max_clients: usize,
+}
+
+/// Runs a node until [`super::NodeHandle::begin_shutdown`]. Must be polled
+/// inside a tokio `LocalSet`, since services run beside it on its thread.
+pub async fn run(parts: NodeParts) {
+    let (mut hub, answers) = Hub::new(parts.core, parts.plane, parts.send_buffer);
+    for service in parts.services {
+        let port = service.port();
+        match hub.core.listen(port) {
+            Ok(()) => {
+                hub.ports.insert(port, Listener::Service(service));
+            }
+            Err(e) => warn!(port, service = service.name(), error = %e, "service cannot listen"),
+        }
+    }
+    let node = Node {
+        ready: Arc::clone(&hub.ready),
+        hub,
+        clients: Clients::default(),
+        udp: parts.udp,
+        listener: Some(parts.listener),
+        orders: parts.inbox.orders,
+        answers,
+        buffer: Vec::new(),
+        blocked: None,
+        wake_at: None,
+        sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        armed: None,
+        tokens: Vec::new(),
+        max_clients: parts.max_clients,
+        ending: None,
+    };
+    node.run().await;
+}
+
+/// A graceful end under way.
+struct Ending {
+    deadline: Instant,
+    done: Vec<oneshot::Sender<()>>,
+}
+
+struct Node {
+    hub: Hub,
+    clients: Clients,
+    ready: Arc<ReadyList>,
+    udp: Udp,
+    /// Gone once the node is ending.
+    listener: Option<IpcListener>,
+    orders: mpsc::Receiver<Order>,
+    answers: mpsc::Receiver<Answered>,
+    /// The batch that is being sent.
+    buffer: Vec<u8>,
+    /// The batch in the buffer did not go out from this offset on; the core is
+    /// not asked for more until it has.
+    blocked: Option<(Transmit, usize)>,
+    /// When the core wants its next timeout.
+    wake_at: Option<Time>,
+    sleep: Pin<Box<Sleep>>,
+    /// What the sleep is set to.
+    armed: Option<Time>,
+    tokens: Vec<Token>,
+    max_clients: usize,
+    ending: Option<Ending>,
+}
+
+impl Node {
+    async fn run(mut self) {
+        loop {
+            // Sockets that are ready look empty once tokio's budget for this
+            // task is used up; this starts a new one.
+            tokio::task::consume_budget().await;
+            let more = self.turn();
+            if self.has_ended() {
+                break;
+            }
+            if more {
+                // Services and timers get their turn as well.
+                tokio::task::yield_now().await;
+            } else {
+                std::future::poll_fn(|cx| self.poll_wait(cx)).await;
+            }
+        }
+        info!(streams = self.hub.core.open_streams(), "loop ended");
+        // The socket file goes before anybody is told that the loop has ended.
+        self.listener = None;
+        for done in self.ending.map(|e| e.done).unwrap_or_default() {
+            // Nobody may wait any more.
+            let _ = done.send(());
+        }
+    }
+
+    /// One turn; whether there is more to do at once.
+    fn turn(&mut self) -> bool {
+        let mut more = self.receive();
+        let now = self.hub.now();
+        if self.wake_at.is_some_and(|at| at <= now) {
+            self.wake_at = None;
+            self.hub.core.handle(Input::Timeout, now);
+        }
+        more |= self.take_orders();
+        self.serve_ready();
+        more |= self.drain();
+        if self.pass_on() {
+            // What was read opened windows, which the peers are to know.
+            more |= self.drain();
+        }
+        more || !self.clients.dirty.is_empty()
+    }
+
+    fn receive(&mut self) -> bool {
+        let now = self.hub.now();
+        let core = &mut self.hub.core;
+        let mut bytes = 0;
+        for _ in 0..RECEIVE_CALLS {
+            let received =
+                self.udp.receive(|from, data| core.handle(Input::Datagram { from, data }, now));
+            let Some(n) = received else { return false };
+            bytes += n;
+            if bytes >= RECEIVE_BYTES {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Clients and in-process streams that have something to do.
+    fn serve_ready(&mut self) {
+        let mut tokens = std::mem::take(&mut self.tokens);
+        self.ready.take(&mut tokens);
+        for token in tokens.drain(..) {
+            match token {
+                Token::Client(id) => self.serve_client(id),
+                Token::Local(id) => {
+                    if let Some(Conn { owner: Owner::Local { shared, .. }, .. }) =
+                        self.hub.conns.get(&id)
+                    {
+                        shared.taken();
+                        self.hub.pump_local(id);
+                    }
+                }
+            }
+        }
+        self.tokens = tokens;
+    }
+
+    fn serve_client(&mut self, id: u64) {
+        let Some(client) = self.clients.touch(id) else { return };
+        client.taken();
+        let served = self.hub.serve(client);
+        if served == Served::Goes {
+            self.drop_client(id);
+        }
+        for (owner, connection) in std::mem::take(&mut self.hub.notices) {
+            if let Some(owner) = self.clients.touch(owner) {
+                self.hub.notice_closed(owner, connection);
+            }
+        }
+    }
+
+    fn drop_client(&mut self, id: u64) {
+        if let Some(mut client) = self.clients.remove(id) {
+            // What was answered before the client went may still be read.
+            let _ = client.poll_flush();
+            self.hub.drop_client(&client);
+            self.hub.counters.clients = self.clients.len();
+            debug!(client = id, "client gone");
+        }
+    }
+
+    /// Lets the core work until it waits, a cap is reached or the socket is
+    /// full.
+    fn drain(&mut self) -> bool {
+        if let Some((batch, offset)) = self.blocked.take() {
+            match self.udp.send(batch, &self.buffer, offset) {
+                Sent::All => {}
+                Sent::Blocked(offset) => {
+                    self.blocked = Some((batch, offset));
+                    return false;
+                }
+            }
+        }
+        let now = self.hub.now();
+        let (mut transmits, mut events) = (0, 0);
+        loop {
+            match self.hub.core.poll_output(now, &mut self.buffer) {
+                Output::Wait(at) => {
+                    self.wake_at = at;
+                    return false;
+                }
+                Output::Transmit(batch) => {
+                    if let Sent::Blocked(offset) = self.udp.send(batch, &self.buffer, 0) {
+                        self.blocked = Some((batch, offset));
+                        return false;
+                    }
+                    transmits += 1;
+                }
+                Output::Event(event) => {
+                    self.hub.event(&mut self.clients, event);
+                    events += 1;
+                }
+            }
+            if transmits >= TRANSMITS || events >= EVENTS {
+                return true;
+            }
+        }
+    }
+
+    /// Passes readable data to clients and writes to them. Returns whether
+    /// anything was read from the core.
+    fn pass_on(&mut self) -> bool {
+        let mut read = false;
+        for id in std::mem::take(&mut self.clients.dirty) {
+            let Some(client) = self.clients.all.get_mut(&id) else { continue };
+            client.dirty = false;
+            let mut lost = false;
+            for round in 0.. {
+                let had = client.readable.len();
+                if had > 0 {
+                    read = true;
+                    self.hub.pump_client(client);
+                }
+                match client.poll_flush() {
+                    Poll::Ready(Ok(())) if client.readable.is_empty() => break,
+                    Poll::Ready(Ok(())) if round < CLIENT_ROUNDS => {}
+                    Poll::Ready(Ok(())) => {
+                        client.notify();
+                        break;
+                    }
+                    Poll::Pending => break,
+                    Poll::Ready(Err(error)) => {
+                        debug!(client = id, %error, "client lost");
+                        lost = true;
+                        break;
+                    }
+                }
+            }
+            if client.waiting() > HARD_BOUND {
+                warn!(client = id, waiting = client.waiting(), "client does not read; disconnected");
+                lost = true;
+            }
+            if client.paused && client.waiting() < COMMAND_BOUND {
+                client.paused = false;
+                client.notify();
+            }
+            if lost {
+                self.drop_client(id);
+            }
+        }
+        read
+    }
+
+    fn take_orders(&mut self) -> bool {
+        for _ in 0..ORDERS {
+            let Ok(order) = self.orders.try_recv() else { break };
+            self.order(order);
+        }
+        for _ in 0..ORDERS {
+            let Ok(answered) = self.answers.try_recv() else { return false };
+            self.answered(&answered);
+        }
+        true
+    }
+
+    fn answered(&mut self, answered: &Answered) {
+        if let Some(client) = self.clients.touch(answered.client) {
+            deliver(client, answered);
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        let now = self.hub.now();
+        match order {
+            Order::Dial { to, answer } => self.dial(to, answer, now),
+            Order::Permission { node, permission } => {
+                self.hub.core.handle(Input::Permission { node, permission }, now);
+            }
+            Order::Forget { node } => self.hub.core.forget_peer(node),
+            Order::Control(event) => self.control(event, now),
+            Order::Shutdown { deadline, done } => self.begin_end(deadline, done),
+        }
+    }
+
+    fn dial(
+        &mut self,
+        to: pilot_wire::SocketAddress,
+        answer: oneshot::Sender<Result<crate::service::LocalStream, DialFailure>>,
+        now: Time,
+    ) {
+        let refusal = if self.ending.is_some() {
+            DialFailure::ShuttingDown
+        } else {
+            match self.hub.core.dial(to, now) {
+                Ok(StreamId(id)) => {
+                    self.hub.conns.insert(id, Conn::new(Owner::DialLocal { answer }, to));
+                    return;
+                }
+                Err(e) => DialFailure::Local(e),
+            }
+        };
+        // Nobody may wait any more.
+        let _ = answer.send(Err(refusal));
+    }
+
+    fn control(&mut self, event: ControlEvent, now: Time) {
+        let core = &mut self.hub.core;
+        match event {
+            ControlEvent::Registered { node, .. } => core.handle(Input::LocalNode(node), now),
+            ControlEvent::Endpoint { node, endpoint } => {
+                core.handle(Input::Endpoint { node, endpoint }, now);
+            }
+            ControlEvent::IdentityKey { node, key } => {
+                core.handle(Input::IdentityKey { node, key }, now);
+            }
+            ControlEvent::Beacon(beacon) => core.handle(Input::Beacon(beacon), now),
+            ControlEvent::Discover => core.handle(Input::Discover, now),
+            ControlEvent::RegistryUp => info!("registry reached"),
+            ControlEvent::RegistryDown { reason } => warn!(%reason, "registry cannot be reached"),
+        }
+    }
+
+    fn begin_end(&mut self, deadline: Duration, done: oneshot::Sender<()>) {
+        let deadline = Instant::now() + deadline;
+        if let Some(ending) = &mut self.ending {
+            ending.deadline = ending.deadline.min(deadline);
+            ending.done.push(done);
+            return;
+        }
+        self.ending = Some(Ending { deadline, done: vec![done] });
+        self.hub.ending = true;
+        for (port, _) in self.hub.ports.drain() {
+            self.hub.core.unlisten(port);
+        }
+        let now = self.hub.now();
+        self.hub.core.shutdown_all(now);
+    }
+
+    fn has_ended(&self) -> bool {
+        let Some(ending) = &self.ending else { return false };
+        let drained = self.hub.core.open_streams() == 0 && self.blocked.is_none();
+        drained || Instant::now() >= ending.deadline
+    }
+
+    /// Ready when a turn has something to do.
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut ready = self.ready.register(cx.waker());
+        ready |= self.udp.poll_readable(cx).is_ready();
+        if self.blocked.is_some() {
+            ready |= self.udp.poll_writable(cx).is_ready();
+        }
+        ready |= self.poll_accept(cx);
+        // Taken here because a receiver has no way to be only asked.
+        while let Poll::Ready(Some(order)) = self.orders.poll_recv(cx) {
+            self.order(order);
+            ready = true;
+        }
+        while let Poll::Ready(Some(answered)) = self.answers.poll_recv(cx) {
+            self.answered(&answered);
+            ready = true;
+        }
+        ready |= self.poll_sleep(cx);
+        if ready { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn poll_sleep(&mut self, cx: &mut Context<'_>) -> bool {
+        let end = self.ending.as_ref().map(|e| e.deadline);
+        let at = match (self.wake_at, end) {
+            (Some(at), None) => at,
+            (None, None) => return false,
+            (at, Some(end)) => {
+                let nanos = end.saturating_duration_since(self.hub.started).as_nanos();
+                let end = Time::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+                at.map_or(end, |at| at.min(end))
+            }
+        };
+        // An earlier alarm does no harm, and most deadlines only move back.
+        if self.armed.is_none_or(|armed| at < armed) {
+            let instant = self.hub.started + at.since(Time::ZERO);
+            self.sleep.as_mut().reset(instant.into());
+            self.armed = Some(at);
+        }
+        if self.sleep.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        self.armed = None;
+        true
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut accepted = false;
+        for _ in 0..ACCEPTS {
+            let Some(listener) = &self.listener else { return accepted };
+            match listener.poll_accept(cx) {
+                Poll::Pending => return accepted,
+                Poll::Ready(Ok(stream)) => {
+                    accepted = true;
+                    self.accept(stream);
+                }
+                Poll::Ready(Err(error)) => {
+                    // Out of descriptors or memory: the next turn tries again.
+                    warn!(%error, "driver socket cannot accept");
+                    return accepted;
+                }
+            }
+        }
+        // The budget is used up and the listener not asked to its end.
+        cx.waker().wake_by_ref();
+        accepted
+    }
+
+    fn accept(&mut self, stream: UnixStream) {
+        if self.clients.len() >= self.max_clients || self.ending.is_some() {
+            warn!(limit = self.max_clients, "client refused: too many, or the node is ending");
+            return;
+        }
+        enlarge_buffers(&stream);
+        let id = self.clients.add(stream, &self.ready);
+        self.hub.counters.clients = self.clients.len();
+        debug!(client = id, "client connected");
+    }
+}
+
+/// A larger socket buffer spares both sides wake-ups; the system may give less.
+fn enlarge_buffers(stream: &UnixStream) {
+    let _ = socket2::SockRef::from(stream).set_send_buffer_size(DATA_BOUND);
+}
+
+/// The clients, and which of them the turn has touched.
+#[derive(Default)]
+pub(crate) struct Clients {
+    all: HashMap<u64, Client>,
+    /// Each at most once.
+    dirty: Vec<u64>,
+    next: u64,
+}
+
+impl Clients {
+    fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    fn add(&mut self, stream: UnixStream, ready: &Arc<ReadyList>) -> u64 {
+        self.next += 1;
+        let id = self.next;
+        let notifier = Notifier::new(Arc::clone(ready), Token::Client(id));
+        // So that it is read from for the first time.
+        notifier.notify();
+        self.all.insert(id, Client::new(id, stream, notifier));
+        id
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Client> {
+        self.all.remove(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut Client> {
+        self.all.get_mut(&id)
+    }
+
+    /// A client that will be passed data and written to at the turn's end.
+    pub(crate) fn touch(&mut self, id: u64) -> Option<&mut Client> {
+        let client = self.all.get_mut(&id)?;
+        if !client.dirty {
+            client.dirty = true;
+            self.dirty.push(id);
+        }
+        Some(client)
+    }
+
+    /// The same for all clients.
+    pub(crate) fn touch_all(&mut self, mut each: impl FnMut(&mut Client)) {
+        for (id, client) in &mut self.all {
+            if !client.dirty {
+                client.dirty = true;
+                self.dirty.push(*id);
+            }
+            each(client);
+        }
+    }
+}

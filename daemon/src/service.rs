@@ -1,0 +1,30 @@
+//! Services inside the daemon: the trait the loop serves, the stream it hands
+//! to them, and the built-in echo and data exchange.
+
+mod data_exchange;
+mod echo;
+mod local_stream;
+mod save;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+
+pub use data_exchange::{DataExchange, DataExchangeLimits};
+pub use echo::Echo;
+pub use local_stream::LocalStream;
+pub(crate) use local_stream::{Outgoing, StreamShared};
+
+/// Something that answers on a virtual port. One future per stream; dropping
+/// the stream closes it, and what was written is still delivered.
+pub trait Service {
+    /// Name for logs.
+    fn name(&self) -> &'static str;
+
+    /// The virtual port it listens on.
+    fn port(&self) -> u16;
+
+    /// Serves one stream until it ends. An error is logged and ends only this
+    /// stream.
+    fn serve(&self, stream: LocalStream) -> Pin<Box<dyn Future<Output = io::Result<()>>>>;
+}

@@ -1,0 +1,360 @@
+//! The UDP socket of a node: batches in, batches out, through GRO and GSO.
+//!
+//! It knows nothing of what the datagrams mean. Errors of single sends and
+//! receives are counted and never end anything: the core retransmits.
+
+use std::collections::HashSet;
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use pilot_core::Transmit;
+use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+/// Room per receive call slot: the most that one coalesced datagram has.
+const SLOT: usize = 64 << 10;
+/// What is asked of the kernel for each direction.
+const KERNEL_BUFFER: usize = 8 << 20;
+/// Destinations remembered as refusing segmentation offload; beyond it nobody
+/// is offered it any more.
+const PLAIN_DESTINATIONS: usize = 1024;
+/// Send errors are logged at most this often; all are counted.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The socket could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum UdpError {
+    /// The address cannot be bound.
+    #[error("listen: cannot bind UDP {address}: {source}; choose another address or port, or stop what uses it")]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The system refuses what every UDP socket needs.
+    #[error("listen: UDP socket on {address} cannot be prepared: {source}")]
+    Prepare {
+        /// Where it is bound.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// What went through the socket and what did not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UdpCounters {
+    /// Datagrams too large for the path or the system.
+    pub too_large: u64,
+    /// Datagrams not sent for another reason.
+    pub send_errors: u64,
+    /// Receive calls that failed.
+    pub receive_errors: u64,
+    /// Batches that had to be sent as single datagrams.
+    pub offload_refused: u64,
+}
+
+/// A bound, non-blocking UDP socket with its receive buffers.
+pub struct Udp {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    /// `BATCH_SIZE` slots; the system gives pages only as they are used.
+    slots: Vec<u8>,
+    plain: HashSet<SocketAddr>,
+    all_plain: bool,
+    is_v6: bool,
+    counters: UdpCounters,
+    last_log: Option<Instant>,
+}
+
+/// How far a batch came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It is gone, or was counted as an error.
+    All,
+    /// The socket is full; the rest starts at this offset.
+    Blocked(usize),
+}
+
+impl Udp {
+    /// Binds `address` and asks for large kernel buffers.
+    ///
+    /// # Errors
+    /// When the address is taken or not ours, or the socket cannot be set up.
+    pub fn bind(address: SocketAddr) -> Result<Self, UdpError> {
+        let socket = open(address).map_err(|source| UdpError::Bind { address, source })?;
+        Self::prepare(socket).map_err(|source| UdpError::Prepare { address, source })
+    }
+
+    fn prepare(socket: Socket) -> io::Result<Self> {
+        enlarge_buffers(&socket);
+        let state = UdpSocketState::new((&socket).into())?;
+        let socket = UdpSocket::from_std(socket.into())?;
+        let is_v6 = socket.local_addr()?.is_ipv6();
+        Ok(Self {
+            socket,
+            state,
+            slots: vec![0; BATCH_SIZE * SLOT],
+            plain: HashSet::new(),
+            all_plain: false,
+            is_v6,
+            counters: UdpCounters::default(),
+            last_log: None,
+        })
+    }
+
+    /// Where the socket is bound.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> UdpCounters {
+        self.counters
+    }
+
+    /// Whether datagrams may be waiting.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.socket.poll_recv_ready(cx).map(drop)
+    }
+
+    /// Whether a blocked send may be tried again.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.socket.poll_send_ready(cx).map(drop)
+    }
+
+    /// One receive call; `each` gets every datagram. Returns the bytes
+    /// received, `None` when nothing was waiting.
+    pub fn receive(&mut self, mut each: impl FnMut(SocketAddr, &mut [u8])) -> Option<usize> {
+        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        let Self { socket, state, slots, counters, .. } = self;
+        let mut chunks = slots.chunks_exact_mut(SLOT);
+        let mut buffers: [IoSliceMut<'_>; BATCH_SIZE] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        let mut count = 0;
+        // What is said here only decides whether the socket counts as ready.
+        // A call that came back short has emptied it; and an error that
+        // repeats must not keep the loop spinning.
+        let _ = socket.try_io(Interest::READABLE, || {
+            match state.recv((&*socket).into(), &mut buffers, &mut metas) {
+                Ok(n) => count = n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => counters.receive_errors += 1,
+            }
+            if count == BATCH_SIZE { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        });
+        if count == 0 {
+            return None;
+        }
+        let mut total = 0;
+        for (meta, slot) in metas.iter().zip(slots.chunks_exact_mut(SLOT)).take(count) {
+            let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+            let len = meta.len.min(SLOT);
+            total += len;
+            for datagram in slot[..len].chunks_mut(meta.stride.max(1)) {
+                each(from, datagram);
+            }
+        }
+        Some(total)
+    }
+
+    /// Sends a batch from `offset` on.
+    pub fn send(&mut self, batch: Transmit, contents: &[u8], mut offset: usize) -> Sent {
+        let contents = &contents[..batch.len.min(contents.len())];
+        let segment = batch.segment.max(1);
+        while offset < contents.len() {
+            let rest = &contents[offset..];
+            let offload = rest.len() > segment && self.may_offload(batch.to);
+            let (now, segment_size) =
+                if offload { (rest, Some(segment)) } else { (&rest[..segment.min(rest.len())], None) };
+            match self.send_call(batch.to, now, segment_size) {
+                Ok(()) => offset += now.len(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Sent::Blocked(offset),
+                Err(e) if offload && is_offload_error(&e) => self.refuse_offload(batch.to),
+                Err(e) => {
+                    self.count_error(batch.to, now.len(), &e);
+                    offset += now.len();
+                }
+            }
+        }
+        Sent::All
+    }
+
+    fn may_offload(&self, to: SocketAddr) -> bool {
+        !self.all_plain && self.state.max_gso_segments() > 1 && !self.plain.contains(&to)
+    }
+
+    fn send_call(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+        let transmit = quinn_udp::Transmit {
+            destination: self.reachable(to),
+            ecn: None,
+            contents,
+            segment_size,
+            src_ip: None,
+        };
+        self.socket.try_io(Interest::WRITABLE, || {
+            self.state.try_send((&self.socket).into(), &transmit)
+        })
+    }
+
+    /// An IPv6 socket reaches IPv4 peers under their mapped address.
+    fn reachable(&self, to: SocketAddr) -> SocketAddr {
+        match to.ip() {
+            IpAddr::V4(v4) if self.is_v6 => {
+                SocketAddr::new(v4.to_ipv6_mapped().into(), to.port())
+            }
+            _ => to,
+        }
+    }
+
+    fn refuse_offload(&mut self, to: SocketAddr) {
+        self.counters.offload_refused += 1;
+        if self.plain.len() >= PLAIN_DESTINATIONS {
+            self.all_plain = true;
+        } else {
+            self.plain.insert(to);
+        }
+        tracing::info!(%to, "segmentation offload refused; sending single datagrams there");
+    }
+
+    fn count_error(&mut self, to: SocketAddr, len: usize, error: &io::Error) {
+        if quinn_udp::is_msg_size_err(error) {
+            self.counters.too_large += 1;
+        } else {
+            self.counters.send_errors += 1;
+        }
+        if self.last_log.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            self.last_log = Some(Instant::now());
+            tracing::warn!(%to, len, %error, "UDP send failed (logged once a minute)");
+        }
+    }
+}
+
+fn open(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if let SocketAddr::V6(v6) = address {
+        socket.set_only_v6(!v6.ip().is_unspecified())?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Asks for large kernel buffers, past the system's limit where that is
+/// permitted, and says once what is missing.
+fn enlarge_buffers(socket: &Socket) {
+    let reference = SockRef::from(socket);
+    // Each may be refused; what came of it is read back below.
+    let _ = reference.set_recv_buffer_size(KERNEL_BUFFER);
+    let _ = reference.set_send_buffer_size(KERNEL_BUFFER);
+    #[cfg(target_os = "linux")]
+    {
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, KERNEL_BUFFER);
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(socket, KERNEL_BUFFER);
+    }
+    // Linux reports twice what was granted.
+    let receive = reference.recv_buffer_size().unwrap_or(0);
+    let send = reference.send_buffer_size().unwrap_or(0);
+    if receive < KERNEL_BUFFER || send < KERNEL_BUFFER {
+        tracing::info!(
+            receive,
+            send,
+            wanted = KERNEL_BUFFER,
+            "kernel UDP buffers are smaller than wanted; net.core.rmem_max and wmem_max limit them"
+        );
+    }
+}
+
+/// EIO and EINVAL are how drivers without segmentation offload answer.
+fn is_offload_error(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(rustix::io::Errno::from_raw_os_error),
+        Some(rustix::io::Errno::IO | rustix::io::Errno::INVAL)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bound() -> Udp {
+        Udp::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap()
+    }
+
+    async fn receive_all(udp: &mut Udp, datagrams: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut got = Vec::new();
+        let all = async {
+            while got.len() < datagrams {
+                std::future::poll_fn(|cx| udp.poll_readable(cx)).await;
+                while udp.receive(|from, data| got.push((from, data.to_vec()))).is_some() {}
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), all).await.unwrap();
+        got
+    }
+
+    #[tokio::test]
+    async fn a_batch_arrives_as_its_datagrams() {
+        let (mut a, mut b) = (bound(), bound());
+        let contents: Vec<u8> = (0..3500u32).map(|i| i as u8).collect();
+        let to = b.local_addr().unwrap();
+        let batch = Transmit { to, len: contents.len(), segment: 1000 };
+        assert_eq!(a.send(batch, &contents, 0), Sent::All);
+        let got = receive_all(&mut b, 4).await;
+        let lens: Vec<usize> = got.iter().map(|(_, d)| d.len()).collect();
+        assert_eq!(lens, [1000, 1000, 1000, 500]);
+        assert_eq!(got.iter().flat_map(|(_, d)| d.clone()).collect::<Vec<u8>>(), contents);
+        assert!(got.iter().all(|(from, _)| *from == a.local_addr().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_destination_without_offload_gets_single_datagrams() {
+        let (mut a, mut b) = (bound(), bound());
+        let to = b.local_addr().unwrap();
+        a.refuse_offload(to);
+        assert!(!a.may_offload(to));
+        let contents = vec![7; 2500];
+        let batch = Transmit { to, len: 2500, segment: 1000 };
+        assert_eq!(a.send(batch, &contents, 0), Sent::All);
+        let lens: Vec<usize> = receive_all(&mut b, 3).await.iter().map(|(_, d)| d.len()).collect();
+        assert_eq!(lens, [1000, 1000, 500]);
+    }
+
+    #[tokio::test]
+    async fn a_datagram_beyond_the_limit_is_counted_and_harms_nothing() {
+        let (mut a, mut b) = (bound(), bound());
+        let to = b.local_addr().unwrap();
+        let contents = vec![1; 65_536];
+        let batch = Transmit { to, len: 65_536, segment: 65_536 };
+        assert_eq!(a.send(batch, &contents, 0), Sent::All);
+        assert_eq!(a.counters().too_large, 1);
+        let small = Transmit { to, len: 3, segment: 3 };
+        assert_eq!(a.send(small, &contents, 0), Sent::All);
+        assert_eq!(receive_all(&mut b, 1).await[0].1, [1, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        let a = bound();
+        let address = a.local_addr().unwrap();
+        let error = Udp::bind(address).err().unwrap().to_string();
+        assert!(error.contains(&address.to_string()), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_empty_datagram_is_no_trouble() {
+        let (a, mut b) = (bound(), bound());
+        let to = b.local_addr().unwrap();
+        a.socket.send_to(&[], to).await.unwrap();
+        a.socket.send_to(&[9], to).await.unwrap();
+        assert_eq!(receive_all(&mut b, 1).await[0].1, [9]);
+    }
+}
