@@ -204,7 +204,7 @@ async fn dials(to: &Connector, count: u64, at_once: u64) -> Result<serde_json::V
         let (to, left) = (to.clone(), left.clone());
         tasks.spawn(async move {
             while left
-                .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
                 .is_ok()
             {
                 one_byte_each_way(&to).await?;
@@ -230,10 +230,10 @@ async fn idle(to: &Connector, count: u64) -> Result<()> {
             stream.flush().await?;
             anyhow::Ok(stream)
         });
-        if started >= 64 {
-            if let Some(done) = tasks.join_next().await {
-                open.push(done??);
-            }
+        if started >= 64
+            && let Some(done) = tasks.join_next().await
+        {
+            open.push(done??);
         }
     }
     while let Some(done) = tasks.join_next().await {
