@@ -38,7 +38,18 @@ where
         }
     };
     start_logging(&settings)?;
+    raise_open_files();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(settings))
+}
+
+/// Lifts the soft limit of open files to the hard one: every connection is one.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("limit of open files stays: {e}");
+    }
 }
 
 fn start_logging(settings: &Settings) -> Result<(), SettingsError> {

@@ -62,7 +62,7 @@ fn failures_are_one_clear_line() {
 }
 
 #[test]
-fn environment_and_file_set_the_registry() {
+fn a_file_sets_the_registry() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("c.yaml");
     std::fs::write(&config, "register-rate: 0\naddr: 127.0.0.1:0\n").unwrap();

@@ -59,6 +59,13 @@ impl SqliteLog {
         self
     }
 
+    /// Journal mode and synchronous level in force.
+    #[cfg(test)]
+    pub(crate) fn modes(&self) -> rusqlite::Result<(String, i32)> {
+        let journal = self.db.pragma_query_value(None, "journal_mode", |r| r.get(0))?;
+        Ok((journal, self.db.pragma_query_value(None, "synchronous", |r| r.get(0))?))
+    }
+
     fn prepare(path: &Path) -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags)?;

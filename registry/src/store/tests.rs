@@ -64,6 +64,13 @@ fn what_was_appended_comes_back_with_and_without_snapshot() {
 }
 
 #[test]
+fn every_commit_is_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(&dir.path().join("registry.db"));
+    assert_eq!(log.modes().unwrap(), ("wal".to_owned(), 2), "2 is synchronous=FULL");
+}
+
+#[test]
 fn a_locked_file_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("registry.db");
