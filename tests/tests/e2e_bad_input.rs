@@ -236,6 +236,9 @@ async fn peers_and_daemons_that_do_not_answer() -> Result<()> {
 
     let nobody = b.pilotctl_error(&["info"])?;
     ensure!(nobody["code"] == "not_running", "{nobody}");
-    ensure!(nobody["hint"].as_str().is_some_and(|h| h.contains("pilotctl daemon start")), "{nobody}");
+    ensure!(
+        nobody["hint"].as_str().is_some_and(|h| h.contains("pilotctl daemon start")),
+        "{nobody}"
+    );
     Ok(())
 }

@@ -42,7 +42,10 @@ impl Report {
 
     /// The table.
     pub(super) fn print(&self) {
-        println!("\n{:<24} {:>12} {:<10} {:>5}  lowest .. highest", "row", "median", "unit", "runs");
+        println!(
+            "\n{:<24} {:>12} {:<10} {:>5}  lowest .. highest",
+            "row", "median", "unit", "runs"
+        );
         println!("{}", "-".repeat(78));
         for (row, unit) in &self.rows {
             let runs = self.values.get(row).map_or(&[][..], Vec::as_slice);

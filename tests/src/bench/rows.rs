@@ -113,8 +113,9 @@ impl Pair {
     /// A workload over Pilot.
     fn pilot(&self, workload: &str, numbers: &[u64]) -> Result<Value> {
         let socket = self.a.socket.to_str().context("socket path is not UTF-8")?;
-        client(&["pilot", socket, &self.target], workload, numbers)
-            .with_context(|| format!("daemons said: {} {}", self.a.process.log_tail(), self.b.process.log_tail()))
+        client(&["pilot", socket, &self.target], workload, numbers).with_context(|| {
+            format!("daemons said: {} {}", self.a.process.log_tail(), self.b.process.log_tail())
+        })
     }
 
     /// The same over TCP.

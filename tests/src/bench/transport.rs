@@ -97,8 +97,7 @@ impl Connector {
     pub(super) async fn connect(&self) -> Result<Stream> {
         match self {
             Self::Pilot(client, target) => {
-                let stream =
-                    client.dial(target).await.with_context(|| format!("dial {target}"))?;
+                let stream = client.dial(target).await.with_context(|| format!("dial {target}"))?;
                 stream.set_no_delay(true)?;
                 Ok(Box::new(stream))
             }

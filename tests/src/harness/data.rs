@@ -51,11 +51,7 @@ impl Pattern {
 ///
 /// # Errors
 /// When writing fails.
-pub async fn pour(
-    stream: &mut (impl AsyncWrite + Unpin),
-    seed: u64,
-    len: u64,
-) -> Result<[u8; 32]> {
+pub async fn pour(stream: &mut (impl AsyncWrite + Unpin), seed: u64, len: u64) -> Result<[u8; 32]> {
     let mut pattern = Pattern::new(seed);
     let mut hash = Sha256::new();
     let mut left = len;

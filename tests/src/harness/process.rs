@@ -181,7 +181,11 @@ impl Process {
                 return Ok(status);
             }
             if Instant::now() >= deadline {
-                bail!("{} still runs after {within:?}; its log ends:\n{}", self.name, self.log_tail());
+                bail!(
+                    "{} still runs after {within:?}; its log ends:\n{}",
+                    self.name,
+                    self.log_tail()
+                );
             }
             thread::sleep(POLL);
         }

@@ -88,7 +88,8 @@ impl Network {
             .args(["-listen", "127.0.0.1:0", "-keepalive", "1s", "-socket"])
             .arg(&socket);
         let program = Program::start(name, command, &self.folder).await?;
-        let mut agent = Agent { name: name.to_owned(), home, address: String::new(), node: 0, socket };
+        let mut agent =
+            Agent { name: name.to_owned(), home, address: String::new(), node: 0, socket };
         poll_until("the daemon to have an address and its hostname", || async {
             let info = agent.pilotctl(&["info"]).await?;
             Ok(info["node_id"].as_u64().is_some_and(|n| n > 0)
@@ -178,7 +179,9 @@ impl Program {
         let line = match timeout(START_LIMIT, lines.next_line()).await {
             Ok(Ok(Some(line))) => line,
             Ok(_) => bail!("{name} ended at once: {}", tail(&log)),
-            Err(_) => bail!("{name} is not ready after {} s: {}", START_LIMIT.as_secs(), tail(&log)),
+            Err(_) => {
+                bail!("{name} is not ready after {} s: {}", START_LIMIT.as_secs(), tail(&log))
+            }
         };
         // Keep reading, so that it never blocks on a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });

@@ -63,8 +63,12 @@ impl Report {
     /// Table, what to try next, and the verdict as the last line.
     pub(crate) fn print(&self) {
         // "start" and "establish trust" are not traffic between the agents.
-        let over_tunnel = |step: &str| !matches!(step, "start" | "establish trust" | "run to the end");
-        println!("\n{:<18} {:>8} {:>8}  {:<26} result", "step", "time", "MB/s", "encrypted+authenticated");
+        let over_tunnel =
+            |step: &str| !matches!(step, "start" | "establish trust" | "run to the end");
+        println!(
+            "\n{:<18} {:>8} {:>8}  {:<26} result",
+            "step", "time", "MB/s", "encrypted+authenticated"
+        );
         println!("{}", "-".repeat(100));
         for row in &self.rows {
             let step = &row.step;
@@ -96,7 +100,9 @@ impl Report {
                  `make bench` measures this machine."
             );
         } else {
-            println!("\nNext: the logs of the failed run are above; docs/CONFIG.md explains the settings.");
+            println!(
+                "\nNext: the logs of the failed run are above; docs/CONFIG.md explains the settings."
+            );
         }
         let passed = self.rows.len() - self.failed();
         println!("\ndemo: {passed} passed, {} failed", self.failed());
