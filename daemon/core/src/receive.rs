@@ -3,6 +3,7 @@
 //! trust, listener, rate and limits.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -23,6 +24,9 @@ use crate::tunnel::{Accepted, OpenError};
 
 /// Exchange frames that may wait for a key at once; those beyond are dropped.
 const MAX_PENDING_KEYS: usize = 256;
+/// A peer heard within this time is not offered keys for a frame that does not
+/// open.
+const SILENCE_BEFORE_OFFER: Duration = Duration::from_secs(1);
 /// Punches sent for one punch command (protocol page "Tunnel layer", section 8).
 const PUNCHES: usize = 3;
 /// Bytes of the token at the start of a ping that this node sends.
@@ -100,8 +104,12 @@ impl Core {
             Ok(opened) => opened,
             Err(OpenError::Replay) => return self.refuse(Refusal::Replay, Some(sender), 0, now),
             Err(OpenError::Tag | OpenError::TooManyPrefixes) => {
-                // The peer may have lost our state, or we its.
-                self.offer_keys(slot, via, now);
+                // The peer may have lost our state, or we its; but not while
+                // frames of it open: then this one is forged or damaged.
+                let heard = self.peers[slot].last_heard;
+                if heard.is_none_or(|t| now.since(t) >= SILENCE_BEFORE_OFFER) {
+                    self.offer_keys(slot, via, now);
+                }
                 return self.refuse(Refusal::Undecryptable, Some(sender), 0, now);
             }
         };
@@ -304,7 +312,10 @@ impl Core {
             return;
         }
         let fin = header.flags.contains(Flags::FIN);
-        if let Some(&remains) = self.remains.get(&key) {
+        let until = now + self.time_wait();
+        if let Some(remains) = self.remains.get_mut(&key) {
+            remains.until = until;
+            let remains = *remains;
             let answer = fin && (remains.ours || !header.flags.contains(Flags::ACK));
             if answer || (remains.ours && !fin) {
                 let mut flags = Flags::ACK;

@@ -221,11 +221,11 @@ impl Core {
             // Its last events are still to be taken.
             return;
         }
-        let remains = self.streams[slot].remains();
+        let until = now + self.time_wait();
+        let remains = self.streams[slot].remains(until);
         let key = self.detach(slot);
         self.forget_stream(slot);
         if let Some(remains) = remains {
-            let until = now + self.time_wait();
             self.remains.insert(key, remains);
             self.remains_until.push_back((until, key));
         }
@@ -266,7 +266,14 @@ impl Core {
     fn fire_timers(&mut self, now: Time) -> bool {
         let mut fired = false;
         while let Some((_, key)) = self.remains_until.pop_front_if(|(at, _)| *at <= now) {
-            self.remains.remove(&key);
+            match self.remains.get(&key) {
+                Some(remains) if remains.until > now => {
+                    self.remains_until.push_back((remains.until, key));
+                }
+                _ => {
+                    self.remains.remove(&key);
+                }
+            }
         }
         while let Some(owner) = self.timers.pop_due(now) {
             fired = true;

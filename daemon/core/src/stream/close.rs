@@ -13,6 +13,8 @@ pub(crate) struct Remains {
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) ours: bool,
+    /// Answered for until then; every late packet starts the time anew.
+    pub(crate) until: Time,
 }
 
 impl Stream {
@@ -66,7 +68,7 @@ impl Stream {
             return Reaction::OutOfState;
         }
         // Our FIN was the last thing missing: the peer has finished too.
-        let complete = self.fin == Fin::Sent && self.send.all_acked() && self.recv.finished();
+        let complete = self.fin != Fin::None && self.send.all_acked() && self.recv.finished();
         self.die(if complete { CloseReason::Finished } else { CloseReason::Reset });
         Reaction::None
     }
@@ -162,13 +164,14 @@ impl Stream {
     }
 
     /// What to keep for late packets; `None` when nothing can come.
-    pub(crate) fn remains(&self) -> Option<Remains> {
+    pub(crate) fn remains(&self, until: Time) -> Option<Remains> {
         // The side that closed last has seen its FIN acknowledged: the peer
         // sends nothing more.
         (self.state == State::TimeWait && !self.timers.closed_last).then(|| Remains {
             seq: self.seq_of(self.send.end()).wrapping_add(u32::from(self.ours.is_some())),
             ack: self.ack_number(),
             ours: self.ours.is_some(),
+            until,
         })
     }
 

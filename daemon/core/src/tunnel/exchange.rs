@@ -23,7 +23,7 @@ const MAX_RETIRED: usize = 32;
 const LOCAL_KEY_REUSE: Duration = Duration::from_secs(60);
 /// A repeated key exchange is answered at most this often.
 const ANSWER_INTERVAL: Duration = Duration::from_secs(1);
-/// First pause before an unanswered exchange is repeated; doubles.
+/// Pause before an unanswered exchange is repeated; doubles from the third on.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// Longest such pause.
 const RETRY_MAX: Duration = Duration::from_secs(8);
@@ -261,5 +261,5 @@ fn fresh_key(rng: &mut StdRng, now: Time) -> LocalKey {
 }
 
 fn retry_pause(attempts: u32) -> Duration {
-    (RETRY_FIRST * 2u32.pow(attempts.saturating_sub(1).min(8))).min(RETRY_MAX)
+    (RETRY_FIRST * 2u32.pow(attempts.saturating_sub(3).min(8))).min(RETRY_MAX)
 }
