@@ -1,1 +1,17 @@
-//! stub
+//! The daemon of one machine: a virtual NIC for its agents.
+//!
+//! One task owns the protocol core and moves everything through it (`node`);
+//! the control plane (`control`) speaks to the registry, `trust` holds who may
+//! reach this node, `ipc` serves the agents of this machine.
+
+pub mod config;
+pub mod control;
+mod durable;
+pub mod identity;
+pub mod ipc;
+pub mod node;
+pub mod run;
+pub mod service;
+pub mod state;
+pub mod trust;
+pub mod udp;

@@ -1,0 +1,140 @@
+//! What a daemon can be told: [`RawConfig`] is what was given, [`Config`] what
+//! it means.
+
+mod keys;
+mod raw;
+mod values;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use keys::PROGRAM;
+pub use raw::{ConfigError, Invocation, RawConfig};
+
+/// Form of the logs on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object per line.
+    Json,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Registry as host:port.
+    pub registry: Option<String>,
+    /// Beacon as host:port.
+    pub beacon: Option<String>,
+    /// UDP address of tunnels.
+    pub listen: SocketAddr,
+    /// Endpoint to register without discovery, host:port.
+    pub endpoint: Option<String>,
+    /// Path of the driver socket.
+    pub socket: PathBuf,
+    /// Folder of received files and messages.
+    pub data: PathBuf,
+    /// Identity file.
+    pub identity: PathBuf,
+    /// Free text naming the owner.
+    pub owner: String,
+    /// Hostname to take; `None` leaves what was set last.
+    pub hostname: Option<String>,
+    /// Visibility; `None` leaves what was set last.
+    pub public: Option<bool>,
+    /// Whether every valid request for trust is granted.
+    pub trust_auto_approve: bool,
+    /// Time between heartbeats and stream probes.
+    pub keepalive: Duration,
+    /// Silence that ends a stream.
+    pub idle_timeout: Duration,
+    /// How long an ended stream answers.
+    pub time_wait: Duration,
+    /// SYNs per second in all.
+    pub syn_rate: u32,
+    /// Streams per listening port.
+    pub max_streams_per_port: usize,
+    /// Streams in all.
+    pub max_streams: usize,
+    /// Whether port 7 answers.
+    pub echo: bool,
+    /// Whether port 1001 answers.
+    pub data_exchange: bool,
+    /// Least severe level that is logged.
+    pub log_level: tracing::Level,
+    /// Form of the logs.
+    pub log_format: LogFormat,
+}
+
+/// Highest stream limits; more would not fit 16-bit ports.
+const MAX_STREAMS: usize = 1 << 20;
+
+impl TryFrom<&RawConfig> for Config {
+    type Error = ConfigError;
+
+    fn try_from(raw: &RawConfig) -> Result<Self, ConfigError> {
+        refuse_unsupported(raw)?;
+        let registry = raw.host_port("registry")?;
+        let beacon = raw.host_port("beacon")?;
+        let local = registry.iter().chain(&beacon).all(|address| values::is_loopback(address));
+        let listen = raw.listen("listen")?;
+        let default_listen = if local { [127, 0, 0, 1] } else { [0; 4] };
+        let data = match raw.path("data")? {
+            Some(data) => data,
+            None => raw
+                .home()
+                .map(|home| home.join(".pilot"))
+                .ok_or_else(|| raw.refuse("data", "is needed, since HOME is not set"))?,
+        };
+        let config = Self {
+            listen: listen.unwrap_or_else(|| SocketAddr::from((default_listen, 0))),
+            endpoint: raw.host_port("endpoint")?,
+            socket: raw.path("socket")?.ok_or_else(|| raw.refuse("socket", "is empty"))?,
+            identity: raw.path("identity")?.unwrap_or_else(|| data.join("identity.key")),
+            data,
+            owner: raw.text("owner").to_owned(),
+            hostname: raw.is_given("hostname").then(|| raw.hostname("hostname")).transpose()?,
+            public: raw.is_given("public").then(|| raw.flag("public")).transpose()?,
+            trust_auto_approve: raw.flag("trust-auto-approve")?,
+            keepalive: raw.duration("keepalive", Duration::from_secs(30))?,
+            idle_timeout: raw.duration("idle-timeout", Duration::from_secs(120))?,
+            time_wait: raw.duration("time-wait", Duration::from_secs(10))?,
+            syn_rate: u32::try_from(raw.number("syn-rate-limit", 100, 1_000_000)?).unwrap_or(100),
+            max_streams_per_port: raw.number("max-conns-per-port", 1024, MAX_STREAMS)?,
+            max_streams: raw.number("max-conns-total", 4096, MAX_STREAMS)?,
+            echo: !raw.flag("no-echo")?,
+            data_exchange: !raw.flag("no-dataexchange")?,
+            log_level: raw.log_level("log-level")?,
+            log_format: raw.log_format("log-format")?,
+            registry,
+            beacon,
+        };
+        raw.flag("no-eventstream")?;
+        if config.endpoint.as_deref().is_some_and(|e| e.ends_with(":0")) {
+            return Err(raw.refuse("endpoint", "has port 0, which no peer can reach"));
+        }
+        Ok(config)
+    }
+}
+
+fn refuse_unsupported(raw: &RawConfig) -> Result<(), ConfigError> {
+    if !raw.flag("encrypt")? {
+        let problem = "is false, but tunnels are always encrypted here; remove the key";
+        return Err(raw.refuse("encrypt", problem));
+    }
+    if raw.flag("registry-tls")? {
+        let problem = "is true, but TLS to the registry is not supported yet; remove the key";
+        return Err(raw.refuse("registry-tls", problem));
+    }
+    for key in ["registry-fingerprint", "webhook"] {
+        if !raw.text(key).is_empty() {
+            return Err(raw.refuse(key, "is not supported yet; remove the key"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,57 @@
+//! The table of keys: names, defaults, one line each for people. The published
+//! flags (protocol page "Programs, flags and the CLI", section 2) and our own.
+
+/// The program's name.
+pub const PROGRAM: &str = "pilot-daemon";
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    /// Name with dashes.
+    pub(super) name: &'static str,
+    /// Text that stands in when nothing is given.
+    pub(super) default: &'static str,
+    /// One line for people.
+    pub(super) help: &'static str,
+    /// Whether the flag alone means `true`.
+    pub(super) switch: bool,
+}
+
+const fn value(name: &'static str, default: &'static str, help: &'static str) -> Key {
+    Key { name, default, help, switch: false }
+}
+
+const fn switch(name: &'static str, default: &'static str, help: &'static str) -> Key {
+    Key { name, default, help, switch: true }
+}
+
+/// Every key.
+pub(super) const KEYS: &[Key] = &[
+    value("config", "", "YAML or JSON file with these keys"),
+    value("registry", "127.0.0.1:9000", "registry, host:port; empty = none"),
+    value("beacon", "127.0.0.1:9001", "beacon, host:port; empty = none"),
+    value("listen", "", "UDP address of tunnels [loopback if registry and beacon are, else :0]"),
+    value("endpoint", "", "host:port to register instead of what the beacon sees"),
+    value("socket", "/tmp/pilot.sock", "Unix socket for agents"),
+    value("data", "", "folder of everything kept [~/.pilot]"),
+    value("identity", "", "identity file; trust.json and state.json lie beside it [DATA/identity.key]"),
+    value("owner", "", "free text naming the owner"),
+    value("hostname", "", "hostname to take"),
+    switch("public", "false", "let every registered node resolve this one"),
+    switch("trust-auto-approve", "false", "grant every valid request for trust, for test swarms"),
+    value("keepalive", "30s", "time between heartbeats, and between probes of idle streams"),
+    value("idle-timeout", "120s", "a silent stream is reset after this"),
+    value("time-wait", "10s", "how long an ended stream answers late packets"),
+    value("syn-rate-limit", "100", "new streams accepted per second"),
+    value("max-conns-per-port", "1024", "streams per listening port"),
+    value("max-conns-total", "4096", "streams in all"),
+    switch("no-echo", "false", "do not answer on port 7"),
+    switch("no-dataexchange", "false", "do not accept files and messages on port 1001"),
+    switch("no-eventstream", "false", "do not serve events on port 1002 (this version never does)"),
+    switch("encrypt", "true", "tunnels are always encrypted; only true is accepted"),
+    switch("registry-tls", "false", "not supported yet"),
+    value("registry-fingerprint", "", "not supported yet"),
+    value("webhook", "", "not supported yet"),
+    value("log-level", "info", "debug, info, warn or error"),
+    value("log-format", "text", "text or json, to standard error"),
+];

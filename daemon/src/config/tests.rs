@@ -1,0 +1,161 @@
+//! Precedence, and one clear line for everything that is wrong.
+
+use super::*;
+
+fn raw(args: &[&str], env: &[(&str, &str)]) -> Result<RawConfig, ConfigError> {
+    let env = |n: &str| {
+        let given = env.iter().find(|(k, _)| *k == n).map(|(_, v)| (*v).to_owned());
+        given.or_else(|| (n == "HOME").then(|| "/home/u".to_owned()))
+    };
+    match RawConfig::load(args.iter().map(|a| (*a).to_owned()), env)? {
+        Invocation::Run(raw) => Ok(raw),
+        Invocation::Print(text) => panic!("{text}"),
+    }
+}
+
+fn config(args: &[&str], env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::try_from(&raw(args, env)?)
+}
+
+fn file(text: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pilot.yaml");
+    std::fs::write(&path, text).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (dir, path)
+}
+
+fn refused_file(text: &str) -> String {
+    let (_dir, path) = file(text);
+    let line = config(&["-config", &path], &[]).unwrap_err().to_string();
+    assert!(line.contains("pilot.yaml") && !line.contains('\n'), "{line}");
+    line
+}
+
+#[test]
+fn defaults_are_local() {
+    let c = config(&[], &[]).unwrap();
+    assert_eq!(c.registry.as_deref(), Some("127.0.0.1:9000"));
+    assert_eq!(c.beacon.as_deref(), Some("127.0.0.1:9001"));
+    assert_eq!(c.listen, "127.0.0.1:0".parse().unwrap());
+    assert_eq!(c.socket, PathBuf::from("/tmp/pilot.sock"));
+    assert_eq!(c.identity, PathBuf::from("/home/u/.pilot/identity.key"));
+    assert_eq!(c.keepalive, Duration::from_secs(30));
+    assert_eq!((c.hostname, c.public), (None, None));
+    assert!(c.echo && c.data_exchange && !c.trust_auto_approve);
+}
+
+#[test]
+fn listen_follows_where_the_others_are() {
+    let listen = |args: &[&str]| config(args, &[]).unwrap().listen.to_string();
+    assert_eq!(listen(&["-registry", "", "-beacon", ""]), "127.0.0.1:0");
+    assert_eq!(listen(&["-registry", "localhost:1", "-beacon", "[::1]:2"]), "127.0.0.1:0");
+    assert_eq!(listen(&["-registry", "192.0.2.1:1"]), "0.0.0.0:0");
+    assert_eq!(listen(&["-beacon", "beacon.example:1"]), "0.0.0.0:0");
+    assert_eq!(listen(&["-listen", ":4000"]), "0.0.0.0:4000");
+    assert_eq!(listen(&["-listen", "[::]:4000"]), "[::]:4000");
+}
+
+#[test]
+fn flag_beats_environment_beats_file() {
+    let (_dir, path) = file("registry: a:1\nmax_conns_total: 7\nkeepalive: 2m\npublic: true\n");
+    let c = config(&["-config", &path], &[]).unwrap();
+    assert_eq!(c.registry.as_deref(), Some("a:1"));
+    assert_eq!((c.max_streams, c.public), (7, Some(true)));
+    assert_eq!(c.keepalive, Duration::from_secs(120));
+    let env = [("PILOT_CONFIG", path.as_str()), ("PILOT_REGISTRY", "b:2"), ("PILOT_HOME", "/d")];
+    let c = config(&[], &env).unwrap();
+    assert_eq!((c.registry.as_deref(), c.max_streams), (Some("b:2"), 7));
+    assert_eq!(c.identity, PathBuf::from("/d/identity.key"));
+    let c = config(&["--registry=c:3", "-public=false", "-data", "~/x"], &env).unwrap();
+    assert_eq!((c.registry.as_deref(), c.public), (Some("c:3"), Some(false)));
+    assert_eq!(c.data, PathBuf::from("/home/u/x"));
+}
+
+#[test]
+fn published_json_files_are_read() {
+    let (_dir, path) = file(
+        "{\"registry\": \"1.2.3.4:9000\", \"idle_timeout\": \"90s\", \"no-echo\": \"1\",\n\
+         \"max-conns-per-port\": 12, \"keepalive\": 5, \"encrypt\": true}",
+    );
+    let c = config(&["--config", &path], &[]).unwrap();
+    assert_eq!(c.idle_timeout, Duration::from_secs(90));
+    assert_eq!(c.keepalive, Duration::from_secs(5));
+    assert_eq!((c.max_streams_per_port, c.echo), (12, false));
+    assert_eq!(c.listen.to_string(), "0.0.0.0:0");
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_named_with_its_line() {
+    let line = refused_file("registry: a:1\n\nkeepalve: 3s\n");
+    assert!(line.contains("line 3") && line.contains("did you mean keepalive?"), "{line}");
+    let line = refused_file("zzzzzzzzzzzzzzzz: 3\n");
+    assert!(line.contains("unknown key") && !line.contains("did you mean"), "{line}");
+    let bad = [
+        ("registry: a:1\nkeepalive: soon\n", "keepalive"),
+        ("owner: x\npublic: maybe\n", "public"),
+        ("owner: x\nmax-conns-total: -1\n", "max-conns-total"),
+        ("owner: x\nmax_conns_total: 1e9\n", "max-conns-total"),
+        ("owner: x\nregistry: nowhere\n", "registry"),
+        ("owner: x\nlisten: a:b\n", "listen"),
+        ("owner: x\nhostname: Not_A_Name\n", "hostname"),
+        ("owner: x\nhostname: localhost\n", "hostname"),
+        ("owner: x\nlog-level: loud\n", "log-level"),
+        ("owner: x\nendpoint: h:0\n", "endpoint"),
+        ("owner: x\nencrypt: false\n", "encrypt"),
+        ("owner: x\nregistry-tls: true\n", "registry-tls"),
+        ("owner: x\nwebhook: http://h/\n", "webhook"),
+        ("owner: x\ntime-wait: [1]\n", "time-wait"),
+        ("owner: x\nidle-timeout: 100h5x\n", "idle-timeout"),
+    ];
+    for (text, key) in bad {
+        let line = refused_file(text);
+        assert!(line.contains("line 2") && line.contains(key), "{line}");
+    }
+    assert!(refused_file("- a\n- b\n").contains("line 1"));
+    assert!(refused_file("owner: x\nowner: y\n").contains("owner"));
+    assert!(refused_file("time-wait: 1\ntime_wait: 2\n").contains("twice"));
+    assert!(refused_file("owner: \"x\n").contains("line"));
+    assert!(refused_file("config: other.yaml\n").contains("line 1"));
+}
+
+#[test]
+fn what_is_wrong_elsewhere_is_named_as_well() {
+    let refused = |args: &[&str]| config(args, &[]).unwrap_err().to_string();
+    assert_eq!(refused(&["-socet", "x"]), "unknown flag -socet (did you mean socket?); see -help");
+    assert!(refused(&["socket"]).contains("unexpected argument"));
+    assert!(refused(&["-socket"]).contains("needs a value"));
+    assert!(refused(&["-socket="]).contains("flag -socket is empty"));
+    assert!(refused(&["-config", "/nonexistent/p.yaml"]).contains("/nonexistent/p.yaml"));
+    let line = config(&[], &[("PILOT_KEEPALIVE", "x")]).unwrap_err().to_string();
+    assert!(line.starts_with("environment variable PILOT_KEEPALIVE is \"x\""), "{line}");
+    let line = config(&[], &[("HOME", "")]).unwrap_err().to_string();
+    assert!(line.contains("\"data\"") && line.contains("HOME"), "{line}");
+}
+
+#[test]
+fn durations() {
+    let keepalive = |text: &str| config(&["-keepalive", text], &[]).map(|c| c.keepalive).ok();
+    let millis = |n| Some(Duration::from_millis(n));
+    assert_eq!(keepalive("30s"), millis(30_000));
+    assert_eq!(keepalive("1m30s"), millis(90_000));
+    assert_eq!(keepalive("1.5"), millis(1500));
+    assert_eq!(keepalive("200ms"), millis(200));
+    assert_eq!(keepalive("0"), millis(30_000));
+    assert_eq!(keepalive(""), millis(30_000));
+    for bad in ["s", "5x", "-3s", "1..2", "1ns", "99999999h", "5 s", "."] {
+        assert_eq!(keepalive(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn help_lists_every_key() {
+    for flag in ["-h", "--help", "-help"] {
+        let Ok(Invocation::Print(text)) = RawConfig::load([flag.to_owned()], |_| None) else {
+            panic!()
+        };
+        for key in keys::KEYS {
+            assert!(text.contains(key.name), "{}", key.name);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Texts to values; every refusal says what was expected.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::LogFormat;
+use super::raw::{ConfigError, RawConfig};
+
+/// Longest duration taken: a year.
+const MAX_SECONDS: f64 = 366.0 * 86_400.0;
+/// Shortest one: below it a daemon would do nothing else.
+const MIN_SECONDS: f64 = 0.01;
+
+impl RawConfig {
+    /// true, false, and the other spellings that are in use.
+    pub(super) fn flag(&self, key: &str) -> Result<bool, ConfigError> {
+        match self.text(key).to_lowercase().as_str() {
+            "true" | "t" | "1" | "yes" | "on" => Ok(true),
+            "false" | "f" | "0" | "no" | "off" => Ok(false),
+            text => Err(self.refuse(key, format!("is {text:?}, expected true or false"))),
+        }
+    }
+
+    /// A whole number; 0 and nothing stand for the default.
+    pub(super) fn number(
+        &self,
+        key: &str,
+        default: usize,
+        most: usize,
+    ) -> Result<usize, ConfigError> {
+        let text = self.text(key);
+        if text.is_empty() {
+            return Ok(default);
+        }
+        match text.parse() {
+            Ok(0) => Ok(default),
+            Ok(n) if n <= most => Ok(n),
+            _ => Err(self.refuse(key, format!("is {text:?}, expected a number from 0 to {most}"))),
+        }
+    }
+
+    /// `30s`, `1m30s`, or a number of seconds; 0 and nothing stand for the
+    /// default.
+    pub(super) fn duration(&self, key: &str, default: Duration) -> Result<Duration, ConfigError> {
+        let text = self.text(key);
+        if text.is_empty() {
+            return Ok(default);
+        }
+        match seconds(text) {
+            Some(0.0) => Ok(default),
+            Some(s) if (MIN_SECONDS..=MAX_SECONDS).contains(&s) => Ok(Duration::from_secs_f64(s)),
+            Some(_) => Err(self.refuse(key, format!("is {text:?}, expected 10ms to a year"))),
+            None => {
+                let problem = format!("is {text:?}, expected a duration like 30s or 2m");
+                Err(self.refuse(key, problem))
+            }
+        }
+    }
+
+    /// A host:port or nothing; `:PORT` is one of this machine.
+    pub(super) fn host_port(&self, key: &str) -> Result<Option<String>, ConfigError> {
+        let text = self.text(key);
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let Some((host, _)) = split(text) else {
+            let problem = format!("is {text:?}, expected host:port, for example 127.0.0.1:9000");
+            return Err(self.refuse(key, problem));
+        };
+        let prefix = if host.is_empty() { "127.0.0.1" } else { "" };
+        Ok(Some(format!("{prefix}{text}")))
+    }
+
+    /// An address to bind or nothing; `:PORT` is every interface.
+    pub(super) fn listen(&self, key: &str) -> Result<Option<SocketAddr>, ConfigError> {
+        let text = self.text(key);
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let address = split(text).and_then(|(host, port)| {
+            let ip = match host {
+                "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                host => host.trim_matches(['[', ']']).parse().ok()?,
+            };
+            Some(SocketAddr::new(ip, port))
+        });
+        match address {
+            Some(address) => Ok(Some(address)),
+            None => {
+                let problem = format!("is {text:?}, expected ip:port, for example 0.0.0.0:4000");
+                Err(self.refuse(key, problem))
+            }
+        }
+    }
+
+    /// A path or nothing; `~/` is the home folder.
+    pub(super) fn path(&self, key: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let text = self.text(key);
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let Some(rest) = text.strip_prefix("~/") else { return Ok(Some(text.into())) };
+        match self.home() {
+            Some(home) => Ok(Some(home.join(rest))),
+            None => Err(self.refuse(key, format!("is {text:?}, but HOME is not set"))),
+        }
+    }
+
+    /// A hostname by the published rule, or empty to give it up.
+    pub(super) fn hostname(&self, key: &str) -> Result<String, ConfigError> {
+        let text = self.text(key);
+        let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let bytes = text.as_bytes();
+        let well_formed = bytes.len() <= 63
+            && bytes.iter().all(|b| label(*b) || *b == b'-')
+            && [bytes.first(), bytes.last()].into_iter().flatten().all(|b| label(*b));
+        if !well_formed {
+            let problem = format!(
+                "is {text:?}, expected at most 63 of a-z, 0-9 and -, with a letter or digit at \
+                 both ends"
+            );
+            return Err(self.refuse(key, problem));
+        }
+        if matches!(text, "localhost" | "backbone" | "broadcast") {
+            return Err(self.refuse(key, format!("is {text:?}, which is reserved")));
+        }
+        Ok(text.to_owned())
+    }
+
+    pub(super) fn log_level(&self, key: &str) -> Result<tracing::Level, ConfigError> {
+        match self.text(key) {
+            "debug" => Ok(tracing::Level::DEBUG),
+            "info" | "" => Ok(tracing::Level::INFO),
+            "warn" => Ok(tracing::Level::WARN),
+            "error" => Ok(tracing::Level::ERROR),
+            text => {
+                let problem = format!("is {text:?}, expected debug, info, warn or error");
+                Err(self.refuse(key, problem))
+            }
+        }
+    }
+
+    pub(super) fn log_format(&self, key: &str) -> Result<LogFormat, ConfigError> {
+        match self.text(key) {
+            "text" | "" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            text => Err(self.refuse(key, format!("is {text:?}, expected text or json"))),
+        }
+    }
+}
+
+/// Whether a host:port is on this machine.
+pub(super) fn is_loopback(address: &str) -> bool {
+    split(address).is_some_and(|(host, _)| {
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+    })
+}
+
+fn split(text: &str) -> Option<(&str, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    let plain = !host.contains([':', ' ', '/', '[', ']']);
+    if !bracketed && !plain || !port.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some((host, port.parse().ok()?))
+}
+
+fn seconds(text: &str) -> Option<f64> {
+    if text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return text.parse().ok();
+    }
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, tail) = rest.split_at(digits);
+        let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(end);
+        let scale = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        total += number.parse::<f64>().ok()? * scale;
+        rest = tail;
+    }
+    Some(total)
+}

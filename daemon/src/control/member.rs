@@ -1,0 +1,184 @@
+//! This node as a member of its registry: its number, its key, and the
+//! requests it signs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pilot_wire::NodeId;
+use pilot_wire::registry::{
+    Deregistered, HandshakeAnswered, HandshakeDelivered, Handshakes, Heartbeat, Lookup, Registered,
+    Reply, Request, Resolved, Signature, TrustReported, TrustRevoked, challenge,
+};
+use serde_json::Value;
+
+use super::handle::Call;
+use super::registry::{Registry, RegistryError};
+use crate::identity::Identity;
+
+/// Requests in this node's name. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Member {
+    registry: Registry,
+    identity: Identity,
+    /// 0 while there is none.
+    number: Arc<AtomicU32>,
+}
+
+impl Member {
+    /// A node without a number, connected to the registry at `address`.
+    pub fn new(address: Option<String>, identity: Identity) -> Self {
+        Self { registry: Registry::spawn(address), identity, number: Arc::default() }
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Its key.
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Its number.
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        match self.number.load(Ordering::Relaxed) {
+            0 => None,
+            n => Some(NodeId(n)),
+        }
+    }
+
+    pub(super) fn set_node(&self, node: NodeId) {
+        self.number.store(node.0, Ordering::Relaxed);
+    }
+
+    pub(super) async fn register(
+        &self,
+        listen_addr: &str,
+        owner: &str,
+    ) -> Result<Registered, RegistryError> {
+        let timestamp = unix_now();
+        let proof = self.identity.sign(&challenge::register(timestamp, listen_addr));
+        let request = Request::Register {
+            listen_addr,
+            public_key: self.identity.public_key(),
+            owner,
+            hostname: "",
+            timestamp: Some(timestamp),
+            proof: Some(proof),
+        };
+        self.registry.call(&request).await
+    }
+
+    pub(super) async fn heartbeat(&self) -> Result<(), RegistryError> {
+        let (node_id, signature) = self.signed(challenge::heartbeat)?;
+        self.registry.call::<Heartbeat>(&Request::Heartbeat { node_id, signature }).await.map(drop)
+    }
+
+    pub(super) async fn poll_handshakes(&self) -> Result<Handshakes, RegistryError> {
+        let (node_id, signature) = self.signed(challenge::poll_handshakes)?;
+        self.registry.call(&Request::PollHandshakes { node_id, signature }).await
+    }
+
+    pub(super) async fn deregister(&self) -> Result<(), RegistryError> {
+        let (node_id, signature) = self.signed(challenge::deregister)?;
+        self.registry
+            .call::<Deregistered>(&Request::Deregister { node_id, signature })
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn resolve(&self, node_id: NodeId) -> Result<Resolved, RegistryError> {
+        let (requester_id, signature) = self.signed(|me| challenge::resolve(me, node_id))?;
+        self.registry.call(&Request::Resolve { node_id, requester_id, signature }).await
+    }
+
+    pub(super) async fn lookup(&self, node_id: NodeId) -> Result<Lookup, RegistryError> {
+        self.registry.call(&Request::Lookup { node_id }).await
+    }
+
+    pub(crate) async fn report_trust(&self, peer_id: NodeId) -> Result<(), RegistryError> {
+        let (node_id, signature) = self.signed(|me| challenge::report_trust(me, peer_id))?;
+        let request = Request::ReportTrust { node_id, peer_id, signature };
+        self.registry.call::<TrustReported>(&request).await.map(drop)
+    }
+
+    pub(crate) async fn revoke_trust(&self, peer_id: NodeId) -> Result<(), RegistryError> {
+        let (node_id, signature) = self.signed(|me| challenge::revoke_trust(me, peer_id))?;
+        let request = Request::RevokeTrust { node_id, peer_id, signature };
+        self.registry.call::<TrustRevoked>(&request).await.map(drop)
+    }
+
+    /// A request that waits there already counts as delivered.
+    pub(crate) async fn request_handshake(
+        &self,
+        to: NodeId,
+        justification: &str,
+    ) -> Result<(), RegistryError> {
+        let (from_node_id, signature) = self.signed(|me| challenge::request_handshake(me, to))?;
+        let request =
+            Request::RequestHandshake { from_node_id, to_node_id: to, justification, signature };
+        match self.registry.call::<HandshakeDelivered>(&request).await {
+            Err(e) if e.has_code("already_asked") => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    pub(crate) async fn respond_handshake(
+        &self,
+        peer_id: NodeId,
+        accept: bool,
+    ) -> Result<(), RegistryError> {
+        let (node_id, signature) = self.signed(|me| challenge::respond_handshake(me, peer_id))?;
+        let request = Request::RespondHandshake { node_id, peer_id, accept, signature };
+        self.registry.call::<HandshakeAnswered>(&request).await.map(drop)
+    }
+
+    /// A command of the user; the answer is the registry's, unchanged.
+    pub(super) async fn command(&self, call: &Call) -> Result<Value, RegistryError> {
+        use pilot_wire::registry::{
+            HostnameSet, ResolvedHostname, TagsSet, TaskExecSet, VisibilitySet,
+        };
+        let (request, expected) = match call {
+            Call::ResolveHostname(hostname) => {
+                (Request::ResolveHostname { hostname }, ResolvedHostname::KIND)
+            }
+            Call::SetHostname(hostname) => {
+                let (node_id, signature) = self.signed(challenge::set_hostname)?;
+                (Request::SetHostname { node_id, hostname, signature }, HostnameSet::KIND)
+            }
+            Call::SetVisibility(public) => {
+                let (node_id, signature) = self.signed(challenge::set_visibility)?;
+                let public = *public;
+                (Request::SetVisibility { node_id, public, signature }, VisibilitySet::KIND)
+            }
+            Call::Deregister => {
+                let (node_id, signature) = self.signed(challenge::deregister)?;
+                (Request::Deregister { node_id, signature }, Deregistered::KIND)
+            }
+            Call::SetTags(tags) => {
+                let (node_id, signature) = self.signed(challenge::set_tags)?;
+                (Request::SetTags { node_id, tags, signature }, TagsSet::KIND)
+            }
+            Call::SetTaskExec(enabled) => {
+                let (node_id, signature) = self.signed(challenge::set_task_exec)?;
+                let enabled = *enabled;
+                (Request::SetTaskExec { node_id, enabled, signature }, TaskExecSet::KIND)
+            }
+        };
+        self.registry.call_value(&request, expected).await
+    }
+
+    fn signed(
+        &self,
+        challenge: impl FnOnce(NodeId) -> String,
+    ) -> Result<(NodeId, Signature), RegistryError> {
+        let node = self.node().ok_or(RegistryError::Unregistered)?;
+        Ok((node, self.identity.sign(&challenge(node))))
+    }
+}
+
+/// Seconds since 1970 by this machine's clock.
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

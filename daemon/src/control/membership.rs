@@ -1,0 +1,443 @@
+//! Joining the registry and staying joined: discovery, registration, restoring
+//! what the user set, heartbeats, and waiting handshakes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pilot_wire::NodeId;
+use pilot_wire::registry::{Handshakes, Registered};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::handle::Call;
+use super::member::Member;
+use super::registry::RegistryError;
+use super::{ControlEvent, ControlParts, ControlStatus};
+use crate::node::NodeHandle;
+use crate::trust;
+
+/// Orders waiting; beyond it one is dropped, its asker sees that at once.
+pub(super) const ORDERS: usize = 64;
+/// How long a node waits for the beacon before it registers without it.
+const DISCOVERY: Duration = Duration::from_secs(2);
+/// Discovery is asked again after this long, since a datagram may be lost.
+const DISCOVERY_REPEAT: Duration = Duration::from_millis(500);
+/// Failed heartbeats after which the node registers again.
+const MAX_FAILED: u32 = 3;
+/// Pauses between attempts to join that the registry refused.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// While an answer is expected, handshakes are fetched this often ...
+const EAGER_POLL: Duration = Duration::from_secs(1);
+/// ... for this long, ...
+const EAGER_FOR: Duration = Duration::from_secs(30);
+/// ... then this often ...
+const CALM_POLL: Duration = Duration::from_secs(5);
+/// ... until this long after the request.
+const CALM_FOR: Duration = Duration::from_secs(600);
+/// Handshakes of one poll that are looked at.
+const MAX_HANDSHAKES: usize = 256;
+
+/// What membership is told by `lookups`.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// The beacon sees this node here.
+    Observed(SocketAddr),
+    /// Fetch handshakes now; answered when they were handed to trust.
+    Poll(oneshot::Sender<()>),
+    /// An answer to a handshake is expected.
+    Expect,
+    /// The user left the registry.
+    Left,
+}
+
+pub(super) struct Membership {
+    parts: ControlParts,
+    orders: mpsc::Receiver<Order>,
+    status: Arc<watch::Sender<ControlStatus>>,
+    observed: Option<SocketAddr>,
+    /// The listen address this node is registered with.
+    registered_as: Option<String>,
+    expected_since: Option<Instant>,
+    failed: u32,
+}
+
+impl Membership {
+    pub(super) fn new(
+        parts: ControlParts,
+        orders: mpsc::Receiver<Order>,
+        status: Arc<watch::Sender<ControlStatus>>,
+    ) -> Self {
+        Self {
+            parts,
+            orders,
+            status,
+            observed: None,
+            registered_as: None,
+            expected_since: None,
+            failed: 0,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        if let Some((node, address)) = self.parts.store.member() {
+            self.parts.node.control(ControlEvent::Registered { node, address }).await;
+        }
+        self.find_beacon().await;
+        self.discover().await;
+        self.join().await;
+        self.stay().await;
+    }
+
+    async fn find_beacon(&self) {
+        let Some(beacon) = &self.parts.settings.beacon else { return };
+        let found = match tokio::net::lookup_host(beacon).await {
+            Ok(mut found) => {
+                // One family for both ends of the tunnel socket.
+                let v4 = self.parts.settings.listen.is_ipv4();
+                found.find(|a| a.is_ipv4() == v4 || !v4)
+            }
+            Err(e) => {
+                tracing::warn!("beacon {beacon} cannot be found: {e}");
+                None
+            }
+        };
+        if found.is_some() {
+            self.parts.node.control(ControlEvent::Beacon(found)).await;
+        }
+    }
+
+    /// Asks the beacon where this node is, and waits a little for the answer.
+    async fn discover(&mut self) {
+        if self.parts.settings.beacon.is_none() || self.parts.settings.endpoint.is_some() {
+            return;
+        }
+        let deadline = Instant::now() + DISCOVERY;
+        while self.observed.is_none() && Instant::now() < deadline {
+            self.parts.node.control(ControlEvent::Discover).await;
+            let until = deadline.min(Instant::now() + DISCOVERY_REPEAT);
+            while self.observed.is_none() {
+                match tokio::time::timeout_at(until, self.orders.recv()).await {
+                    Ok(Some(order)) => self.note(order),
+                    Ok(None) => return,
+                    Err(_) => break,
+                }
+            }
+        }
+        if self.observed.is_none() {
+            let beacon = self.parts.settings.beacon.as_deref().unwrap_or_default();
+            tracing::warn!("beacon {beacon} does not answer; registering with the local address");
+        }
+    }
+
+    /// Takes an order outside of [`Self::stay`].
+    fn note(&mut self, order: Order) {
+        match order {
+            Order::Observed(endpoint) => self.observed = Some(endpoint),
+            Order::Expect => self.expected_since = Some(Instant::now()),
+            // Dropping the sender is the answer: nothing was fetched.
+            Order::Poll(_) | Order::Left => {}
+        }
+    }
+
+    fn listen_addr(&self) -> String {
+        let settings = &self.parts.settings;
+        match (&settings.endpoint, self.observed) {
+            (Some(endpoint), _) => endpoint.clone(),
+            (None, Some(observed)) => observed.to_string(),
+            (None, None) => settings.listen.to_string(),
+        }
+    }
+
+    /// Registers, however long it takes.
+    async fn join(&mut self) {
+        let mut pause = FIRST_PAUSE;
+        let mut link = self.parts.member.registry().link();
+        loop {
+            let listen_addr = self.listen_addr();
+            let owner = &self.parts.settings.owner;
+            match self.parts.member.register(&listen_addr, owner).await {
+                Ok(registered) => {
+                    self.joined(&registered, listen_addr).await;
+                    return;
+                }
+                Err(RegistryError::Unreachable(reason)) => {
+                    tracing::debug!("not joined: registry {reason}");
+                    self.pause(pause, async {
+                        // An error means that there is no registry at all.
+                        if link.wait_for(|link| link.connected).await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
+                    })
+                    .await;
+                    // A connection that never answers must not be hammered.
+                    sleep(Duration::from_millis(100)).await;
+                }
+                Err(e) => {
+                    tracing::warn!("the registry does not register this node: {e}");
+                    self.pause(Duration::MAX, sleep(pause.mul_f64(rand::random_range(0.5..1.0))))
+                        .await;
+                }
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Waits for `until`, at most `longest`, and takes orders meanwhile.
+    async fn pause(&mut self, longest: Duration, until: impl Future<Output = ()>) {
+        let deadline = Instant::now().checked_add(longest);
+        tokio::pin!(until);
+        loop {
+            let order = tokio::select! {
+                () = &mut until => return,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => return,
+                order = self.orders.recv() => order,
+            };
+            match order {
+                Some(order) => self.note(order),
+                // The daemon is ending; there is nothing left to wait for.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn joined(&mut self, registered: &Registered, listen_addr: String) {
+        let (node, address) = (registered.node_id, registered.address);
+        if let Some((before, _)) = self.parts.store.member()
+            && before != node
+        {
+            tracing::warn!(
+                "the registry calls this node {node}, not {before} as before: it is another \
+                 registry or has lost its state; the new number is used"
+            );
+        }
+        self.parts.store.set_member(node, address);
+        self.parts.member.set_node(node);
+        self.failed = 0;
+        self.parts.node.control(ControlEvent::Registered { node, address }).await;
+        self.restore().await;
+        tracing::info!(%node, %address, endpoint = listen_addr, "registered");
+        self.status.send_modify(|s| {
+            s.node = Some(node);
+            s.address = Some(address);
+            s.registered = true;
+            s.endpoint = listen_addr.parse().ok();
+        });
+        self.registered_as = Some(listen_addr);
+        self.parts.trust.send(trust::Command::Joined).await;
+        self.parts.node.control(ControlEvent::Discover).await;
+        self.poll().await;
+    }
+
+    /// Tells the registry what the user set; it may have forgotten.
+    async fn restore(&self) {
+        let wishes = self.parts.store.wishes();
+        let mut calls = vec![Call::SetVisibility(wishes.public)];
+        if !wishes.hostname.is_empty() {
+            calls.push(Call::SetHostname(wishes.hostname.clone()));
+        }
+        if !wishes.tags.is_empty() {
+            calls.push(Call::SetTags(wishes.tags.clone()));
+        }
+        if wishes.task_exec {
+            calls.push(Call::SetTaskExec(true));
+        }
+        for call in calls {
+            let error = self.parts.member.command(&call).await.err();
+            if let Some(error) = &error {
+                tracing::warn!("{} at the registry failed: {error}", call.name());
+            }
+            match call {
+                Call::SetHostname(hostname) => self.status.send_modify(|s| {
+                    s.hostname = if error.is_none() { hostname } else { String::new() };
+                    s.hostname_error = error.map(|e| {
+                        format!("hostname {:?} was not taken: {e}", wishes.hostname)
+                    });
+                }),
+                Call::SetVisibility(public) if error.is_none() => {
+                    self.status.send_modify(|s| s.public = public);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Heartbeats and handshakes, for ever.
+    async fn stay(&mut self) {
+        let mut link = self.parts.member.registry().link();
+        let mut next_beat = Instant::now() + self.parts.settings.keepalive;
+        loop {
+            let poll = self.next_poll();
+            tokio::select! {
+                () = sleep_until(next_beat) => {
+                    self.beat().await;
+                    next_beat = Instant::now() + self.parts.settings.keepalive;
+                }
+                () = sleep_until(poll.unwrap_or(next_beat)), if poll.is_some() => self.poll().await,
+                changed = link.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let (connected, up) = {
+                        let link = link.borrow_and_update();
+                        (link.connected, link.up)
+                    };
+                    // A new connection: is this node still known there?
+                    if connected && !up {
+                        self.beat().await;
+                        next_beat = Instant::now() + self.parts.settings.keepalive;
+                    }
+                }
+                order = self.orders.recv() => match order {
+                    Some(order) => if !self.obey(order).await { return },
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Whether to go on.
+    async fn obey(&mut self, order: Order) -> bool {
+        match order {
+            Order::Observed(endpoint) => {
+                self.observed = Some(endpoint);
+                if self.registered_as.as_ref() != Some(&self.listen_addr()) {
+                    tracing::info!(%endpoint, "this node's endpoint changed, registering again");
+                    self.join().await;
+                }
+            }
+            Order::Poll(done) => {
+                self.poll().await;
+                // An error means that the asker no longer waits.
+                let _ = done.send(());
+            }
+            Order::Expect => self.expected_since = Some(Instant::now()),
+            Order::Left => {
+                tracing::info!("left the registry until the daemon starts again");
+                self.registered_as = None;
+                self.status.send_modify(|s| (s.registered, s.endpoint) = (false, None));
+                while let Some(order) = self.orders.recv().await {
+                    self.note(order);
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn beat(&mut self) {
+        match self.parts.member.heartbeat().await {
+            Ok(()) => {
+                self.failed = 0;
+                if self.observed.is_none() {
+                    // The beacon may have had no address at start.
+                    self.find_beacon().await;
+                }
+                self.parts.node.control(ControlEvent::Discover).await;
+                self.poll().await;
+                return;
+            }
+            Err(e) if e.is_refusal() => {
+                // A node that the registry knows is not refused.
+                tracing::info!("the registry does not know this node any more: {e}");
+                self.failed = MAX_FAILED;
+            }
+            Err(e) => {
+                self.failed += 1;
+                tracing::debug!("heartbeat {} failed: {e}", self.failed);
+            }
+        }
+        if self.failed >= MAX_FAILED {
+            self.status.send_modify(|s| s.registered = false);
+            self.join().await;
+        }
+    }
+
+    /// When handshakes are to be fetched between heartbeats.
+    fn next_poll(&mut self) -> Option<Instant> {
+        let since = self.expected_since?.elapsed();
+        if since > CALM_FOR {
+            self.expected_since = None;
+            return None;
+        }
+        let pause = if since < EAGER_FOR { EAGER_POLL } else { CALM_POLL };
+        Some(Instant::now() + pause)
+    }
+
+    async fn poll(&mut self) {
+        let handshakes = match self.parts.member.poll_handshakes().await {
+            Ok(handshakes) => handshakes,
+            Err(e) => {
+                tracing::debug!("waiting handshakes could not be fetched: {e}");
+                return;
+            }
+        };
+        self.relay(handshakes).await;
+    }
+
+    /// Hands relayed handshakes to trust, each with its sender's key.
+    async fn relay(&mut self, handshakes: Handshakes) {
+        let me = self.parts.member.node();
+        let real = |node: &NodeId| node.0 != 0 && Some(*node) != me;
+        for request in handshakes.requests.into_iter().take(MAX_HANDSHAKES) {
+            let from = request.from_node_id;
+            if real(&from) {
+                let key = self.key(from).await;
+                let justification = request.justification;
+                let command = trust::Command::RelayedRequest { from, justification, key };
+                self.parts.trust.send(command).await;
+            }
+        }
+        for answer in handshakes.responses.into_iter().take(MAX_HANDSHAKES) {
+            let (from, accept) = (answer.from_node_id, answer.accept);
+            if real(&from) {
+                let key = self.key(from).await;
+                let command = trust::Command::RelayedAnswer { from, accept, key };
+                self.parts.trust.send(command).await;
+            }
+        }
+    }
+
+    async fn key(&self, node: NodeId) -> Option<[u8; 32]> {
+        let key = self.parts.member.lookup(node).await.ok()?.public_key.0;
+        self.parts.store.set_peer_key(node, key);
+        Some(key)
+    }
+}
+
+/// Tells the loop and `status` when the registry comes and goes.
+pub(super) async fn watch_link(
+    member: Member,
+    node: NodeHandle,
+    status: Arc<watch::Sender<ControlStatus>>,
+) {
+    let mut link = member.registry().link();
+    let mut told = None;
+    loop {
+        let ended = link.changed().await.is_err();
+        let now = link.borrow_and_update().clone();
+        if !ended {
+            status.send_modify(|s| {
+                (s.up, s.since) = (now.up, now.since);
+                s.last_error.clone_from(&now.error);
+            });
+        }
+        // Connected and not yet answered is neither up nor down.
+        let undecided = now.connected && !now.up;
+        if !undecided && told != Some(now.up) {
+            if now.up {
+                tracing::info!("the registry answers");
+                node.control(ControlEvent::RegistryUp).await;
+            } else {
+                let reason = now.error.unwrap_or_default();
+                tracing::warn!("registry {reason}");
+                node.control(ControlEvent::RegistryDown { reason }).await;
+            }
+            told = Some(now.up);
+        }
+        if ended {
+            return;
+        }
+    }
+}

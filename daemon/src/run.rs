@@ -1,0 +1,309 @@
+//! From a command line to a running daemon and back: what is opened in which
+//! order, what is wired to what, and how it ends.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use pilot_core::{Core, Input, Permission, Time};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::config::{Config, Invocation, LogFormat, PROGRAM, RawConfig};
+use crate::control::{self, Control, ControlHandle, ControlParts, ControlSettings, Member};
+use crate::identity::{Identity, random_bytes};
+use crate::ipc::IpcListener;
+use crate::node::{self, ControlPlane, NodeHandle, NodeParts};
+use crate::service::{DataExchange, DataExchangeLimits, Echo, Service};
+use crate::state::Store;
+use crate::trust::{self, Pins, TrustFile, TrustParts, TrustState};
+use crate::udp::Udp;
+
+/// How long the ready line waits for the registry.
+const READY_LIMIT: Duration = Duration::from_secs(3);
+/// How long streams may take to deliver their data at the end.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// Clients of the driver socket at once.
+const MAX_CLIENTS: usize = 1024;
+
+/// Runs a daemon until it is told to end.
+///
+/// # Errors
+/// When it cannot start; the error is one line that names what is wrong and
+/// what to do.
+pub fn run(
+    args: impl IntoIterator<Item = String>,
+    env: impl Fn(&str) -> Option<String>,
+) -> anyhow::Result<()> {
+    let config = match RawConfig::load(args, env)? {
+        Invocation::Run(raw) => Config::try_from(&raw)?,
+        Invocation::Print(text) => {
+            io::stdout().write_all(text.as_bytes())?;
+            return Ok(());
+        }
+    };
+    start_logging(&config);
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot start")?;
+    LocalSet::new().block_on(&runtime, serve(config))
+}
+
+/// What lies on disk, opened and checked.
+struct Kept {
+    identity: Identity,
+    store: Store,
+    trust_file: TrustFile,
+    trust: TrustState,
+    /// Held as long as the daemon runs.
+    _lock: File,
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("signals cannot be handled")?;
+    // The socket first: a second daemon ends here and touches nothing.
+    let listener = IpcListener::bind(&config.socket)?;
+    let kept = open(&config)?;
+    let udp = Udp::bind(config.listen)?;
+    let listen = udp.local_addr().context("listen: the UDP socket has no address")?;
+
+    let (node, node_inbox) = node::channel();
+    let (control_handle, control_inbox) = control::channel();
+    let (trust_handle, trust_inbox) = trust::channel(control_handle.clone());
+    let core = make_core(&config, &kept)?;
+    let mut services: Vec<Rc<dyn Service>> = vec![trust_handle.service()];
+    if config.echo {
+        services.push(Rc::new(Echo));
+    }
+    if config.data_exchange {
+        services.push(Rc::new(DataExchange::new(&config.data, DataExchangeLimits::default())));
+    }
+    let public_key = kept.identity.public_key().to_string();
+    let parts = NodeParts {
+        core,
+        send_buffer: core_config(&config).send_buffer,
+        udp,
+        listener,
+        inbox: node_inbox,
+        plane: Rc::new(ControlPlane {
+            control: control_handle.clone(),
+            trust: trust_handle.clone(),
+            public_key,
+            identity: true,
+        }),
+        services,
+        max_clients: MAX_CLIENTS,
+    };
+    let mut node_loop = tokio::task::spawn_local(node::run(parts));
+
+    let member = Member::new(config.registry.clone(), kept.identity.clone());
+    let pins = Pins::default();
+    pins.follow(&kept.trust);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(kept.store.clone().keep_written());
+    let trust_parts = TrustParts {
+        file: kept.trust_file,
+        state: kept.trust,
+        pins: pins.clone(),
+        member: member.clone(),
+        node: node.clone(),
+        control: control_handle.clone(),
+        handle: trust_handle.clone(),
+    };
+    tasks.spawn(trust::run(trust_parts, trust_inbox));
+    let control = control::spawn(
+        ControlParts {
+            settings: control_settings(&config, listen),
+            member,
+            store: kept.store.clone(),
+            pins,
+            node: node.clone(),
+            trust: trust_handle,
+        },
+        control_inbox,
+    );
+
+    let ready = announce(&config, &control_handle, listen);
+    let ended = tokio::select! {
+        () = ready => tokio::select! {
+            () = signals.next() => None,
+            ended = &mut node_loop => Some(ended),
+        },
+        () = signals.next() => None,
+        ended = &mut node_loop => Some(ended),
+    };
+    if let Some(ended) = ended {
+        ended.context("the loop ended badly")?;
+        anyhow::bail!("the loop ended without being asked to");
+    }
+    shut_down(&node, &mut signals).await;
+    // The loop has ended or had its time.
+    if tokio::time::timeout(Duration::from_secs(1), node_loop).await.is_err() {
+        tracing::warn!("the loop did not end in time");
+    }
+    finish(control, &kept.store).await;
+    tasks.shutdown().await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+fn open(config: &Config) -> anyhow::Result<Kept> {
+    crate::durable::make_folder(&config.data).with_context(|| {
+        format!("data: cannot make folder {}; choose another", config.data.display())
+    })?;
+    let identity = Identity::load_or_create(&config.identity)?;
+    let lock = lock_identity(&config.identity)?;
+    let beside = |name: &str| config.identity.with_file_name(name);
+    let store = Store::load(&beside("state.json"))?;
+    let trust_file = TrustFile::at(beside("trust.json"));
+    let trust = trust_file.load()?.auto_approve(config.trust_auto_approve);
+    store.wish(|wishes| {
+        if let Some(hostname) = &config.hostname {
+            wishes.hostname.clone_from(hostname);
+        }
+        if let Some(public) = config.public {
+            wishes.public = public;
+        }
+    });
+    Ok(Kept { identity, store, trust_file, trust, _lock: lock })
+}
+
+/// One daemon per identity: two would fight over its address and its files.
+fn lock_identity(path: &Path) -> anyhow::Result<File> {
+    let file = File::open(path)
+        .with_context(|| format!("identity: cannot open {}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => anyhow::bail!(
+            "identity: {} is in use by a running daemon; stop that one or choose another identity \
+             and data folder",
+            path.display()
+        ),
+        Err(e) => Err(e).with_context(|| format!("identity: cannot lock {}", path.display())),
+    }
+}
+
+fn core_config(config: &Config) -> pilot_core::Config {
+    let default = pilot_core::Config::default();
+    pilot_core::Config {
+        max_streams: config.max_streams,
+        max_streams_per_port: config.max_streams_per_port,
+        syn_rate: config.syn_rate,
+        syn_rate_per_node: default.syn_rate_per_node.min(config.syn_rate),
+        keepalive: config.keepalive,
+        idle_timeout: config.idle_timeout,
+        time_wait: config.time_wait,
+        ..default
+    }
+}
+
+/// The core, with every trusted peer permitted before anything can arrive.
+fn make_core(config: &Config, kept: &Kept) -> anyhow::Result<Core> {
+    let seed = random_bytes().map_err(anyhow::Error::msg).context("no random bytes")?;
+    let mut core = Core::new(core_config(config), kept.identity.signing_key().clone(), seed);
+    for node in kept.trust.trusted().keys() {
+        let permission = Permission::Trusted;
+        core.handle(Input::Permission { node: *node, permission }, Time::ZERO);
+    }
+    Ok(core)
+}
+
+fn control_settings(config: &Config, listen: SocketAddr) -> ControlSettings {
+    ControlSettings {
+        registry: config.registry.clone(),
+        beacon: config.beacon.clone(),
+        listen,
+        endpoint: config.endpoint.clone(),
+        owner: config.owner.clone(),
+        keepalive: config.keepalive,
+    }
+}
+
+/// Prints the ready line once the registry answered or is known not to.
+async fn announce(config: &Config, control: &ControlHandle, listen: SocketAddr) {
+    let known = control.wait_for(|s| s.registered || (!s.up && s.last_error.is_some()));
+    // Not known in time is as good as unreachable.
+    let _ = tokio::time::timeout(READY_LIMIT, known).await;
+    let status = control.status();
+    let line = json!({
+        "ready": PROGRAM,
+        "node_id": status.node,
+        "address": status.address,
+        "socket": config.socket,
+        "listen": listen.to_string(),
+        "registry": if status.up { "up" } else { "unreachable" },
+    });
+    let mut out = io::stdout().lock();
+    if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+        tracing::debug!("standard output is closed, the ready line was not read");
+    }
+}
+
+/// Ends the loop after the data of its streams; a second signal ends it now.
+async fn shut_down(node: &NodeHandle, signals: &mut Signals) {
+    tracing::info!("ending: streams have {} seconds for their data", DRAIN_LIMIT.as_secs());
+    tokio::select! {
+        () = node.begin_shutdown(DRAIN_LIMIT) => {}
+        () = signals.next() => {
+            tracing::info!("ending now");
+            node.begin_shutdown(Duration::ZERO).await;
+        }
+    }
+}
+
+async fn finish(control: Control, store: &Store) {
+    control.leave().await;
+    let store = store.clone();
+    match tokio::task::spawn_blocking(move || store.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => tracing::warn!("{e}"),
+        Err(e) => tracing::warn!("state: writing was interrupted: {e}"),
+    }
+}
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => tracing::info!("SIGTERM"),
+            _ = self.int.recv() => tracing::info!("SIGINT"),
+        }
+    }
+}
+
+fn start_logging(config: &Config) {
+    let logs =
+        tracing_subscriber::fmt().with_max_level(config.log_level).with_writer(io::stderr);
+    // A second initialisation in one process keeps the first; nothing is lost.
+    let _ = match config.log_format {
+        LogFormat::Text => logs.with_ansi(false).try_init(),
+        LogFormat::Json => logs.json().try_init(),
+    };
+}
+
+/// Clients and the registry are file descriptors: as many as the system lets
+/// us have.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("the limit of open files stays as it is: {e}");
+    }
+}
