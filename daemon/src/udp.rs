@@ -29,7 +29,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum UdpError {
     /// The address cannot be bound.
-    #[error("listen: cannot bind UDP {address}: {source}; choose another address or port, or stop what uses it")]
+    #[error(
+        "listen: cannot bind UDP {address}: {source}; choose another address or port, or stop what uses it"
+    )]
     Bind {
         /// What was asked for.
         address: SocketAddr,
@@ -173,8 +175,11 @@ impl Udp {
         while offset < contents.len() {
             let rest = &contents[offset..];
             let offload = rest.len() > segment && self.may_offload(batch.to);
-            let (now, segment_size) =
-                if offload { (rest, Some(segment)) } else { (&rest[..segment.min(rest.len())], None) };
+            let (now, segment_size) = if offload {
+                (rest, Some(segment))
+            } else {
+                (&rest[..segment.min(rest.len())], None)
+            };
             match self.send_call(batch.to, now, segment_size) {
                 Ok(()) => offset += now.len(),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Sent::Blocked(offset),
@@ -192,7 +197,12 @@ impl Udp {
         !self.all_plain && self.state.max_gso_segments() > 1 && !self.plain.contains(&to)
     }
 
-    fn send_call(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+    fn send_call(
+        &self,
+        to: SocketAddr,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
         let transmit = quinn_udp::Transmit {
             destination: self.reachable(to),
             ecn: None,
@@ -200,17 +210,14 @@ impl Udp {
             segment_size,
             src_ip: None,
         };
-        self.socket.try_io(Interest::WRITABLE, || {
-            self.state.try_send((&self.socket).into(), &transmit)
-        })
+        self.socket
+            .try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), &transmit))
     }
 
     /// An IPv6 socket reaches IPv4 peers under their mapped address.
     fn reachable(&self, to: SocketAddr) -> SocketAddr {
         match to.ip() {
-            IpAddr::V4(v4) if self.is_v6 => {
-                SocketAddr::new(v4.to_ipv6_mapped().into(), to.port())
-            }
+            IpAddr::V4(v4) if self.is_v6 => SocketAddr::new(v4.to_ipv6_mapped().into(), to.port()),
             _ => to,
         }
     }
@@ -285,8 +292,12 @@ fn is_offload_error(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    fn bound() -> Udp {
-        Udp::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap()
+    async fn bound() -> Udp {
+        let udp = Udp::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        // Before it has heard from the system once, tokio takes a socket for
+        // full.
+        std::future::poll_fn(|cx| udp.poll_writable(cx)).await;
+        udp
     }
 
     async fn receive_all(udp: &mut Udp, datagrams: usize) -> Vec<(SocketAddr, Vec<u8>)> {
@@ -303,7 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_arrives_as_its_datagrams() {
-        let (mut a, mut b) = (bound(), bound());
+        let (mut a, mut b) = (bound().await, bound().await);
         let contents: Vec<u8> = (0..3500u32).map(|i| i as u8).collect();
         let to = b.local_addr().unwrap();
         let batch = Transmit { to, len: contents.len(), segment: 1000 };
@@ -317,7 +328,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_destination_without_offload_gets_single_datagrams() {
-        let (mut a, mut b) = (bound(), bound());
+        let (mut a, mut b) = (bound().await, bound().await);
         let to = b.local_addr().unwrap();
         a.refuse_offload(to);
         assert!(!a.may_offload(to));
@@ -330,7 +341,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_datagram_beyond_the_limit_is_counted_and_harms_nothing() {
-        let (mut a, mut b) = (bound(), bound());
+        let (mut a, mut b) = (bound().await, bound().await);
         let to = b.local_addr().unwrap();
         let contents = vec![1; 65_536];
         let batch = Transmit { to, len: 65_536, segment: 65_536 };
@@ -343,7 +354,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_named() {
-        let a = bound();
+        let a = bound().await;
         let address = a.local_addr().unwrap();
         let error = Udp::bind(address).err().unwrap().to_string();
         assert!(error.contains(&address.to_string()), "{error}");
@@ -351,7 +362,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_empty_datagram_is_no_trouble() {
-        let (a, mut b) = (bound(), bound());
+        let (a, mut b) = (bound().await, bound().await);
         let to = b.local_addr().unwrap();
         a.socket.send_to(&[], to).await.unwrap();
         a.socket.send_to(&[9], to).await.unwrap();

@@ -12,8 +12,8 @@ use tokio::net::UnixStream;
 
 pub(crate) use super::inbox::{Inbox, Next};
 use super::outbox::Outbox;
-pub(crate) use super::replies::Tag;
 use super::replies::Replies;
+pub(crate) use super::replies::Tag;
 use crate::node::ready::Notifier;
 
 /// Stream data is added only while less than this waits; what does not fit

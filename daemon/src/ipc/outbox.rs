@@ -145,7 +145,8 @@ mod tests {
             event.encode(&mut expected);
             let data = vec![i as u8; (i as usize * 13) % 5000];
             let (left, right) = data.split_at(data.len() / 3);
-            outbox.receive(i, &mut vec![Bytes::copy_from_slice(left), Bytes::copy_from_slice(right)]);
+            outbox
+                .receive(i, &mut vec![Bytes::copy_from_slice(left), Bytes::copy_from_slice(right)]);
             Event::Receive { connection: i, data: &data }.encode(&mut expected);
         }
         assert_eq!(outbox.len(), expected.len());

@@ -81,9 +81,8 @@ impl IpcListener {
         }
         let lock = lock(path)?;
         check_free(path)?;
-        let io_error = |action| {
-            move |source| SocketError::Io { action, path: path.to_owned(), source }
-        };
+        let io_error =
+            |action| move |source| SocketError::Io { action, path: path.to_owned(), source };
         // Nobody can connect before `listen`, so the mode is set in time; and
         // nobody finds the socket under its name before it is ready.
         let _ = fs::remove_file(&temporary);
@@ -122,8 +121,8 @@ impl IpcListener {
 
 impl Drop for IpcListener {
     fn drop(&mut self) {
-        let still_ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
+        let still_ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
         if still_ours {
             // Nothing is left to do about a failure.
             let _ = fs::remove_file(&self.path);
@@ -169,8 +168,7 @@ fn lock(socket: &Path) -> Result<Lock, SocketError> {
 }
 
 fn check_free(path: &Path) -> Result<(), SocketError> {
-    let io_error =
-        |action| move |source| SocketError::Io { action, path: path.to_owned(), source };
+    let io_error = |action| move |source| SocketError::Io { action, path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(io_error("look at")(e)),

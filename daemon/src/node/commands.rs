@@ -86,10 +86,8 @@ impl Hub {
         client.blocked_on = None;
         let now = self.now();
         let credit = client.has(Features::CREDIT);
-        let open = self
-            .conns
-            .get_mut(&id)
-            .filter(|conn| conn.client() == Some(client.id) && !conn.over);
+        let open =
+            self.conns.get_mut(&id).filter(|conn| conn.client() == Some(client.id) && !conn.over);
         let Some(conn) = open else {
             client.inbox.take_data(available);
             if first {
@@ -208,9 +206,7 @@ impl Hub {
 
     /// A connection that is open and this client's.
     fn owned(&mut self, client: &Client, id: u32) -> Option<&mut Conn> {
-        self.conns
-            .get_mut(&id)
-            .filter(|conn| conn.client() == Some(client.id) && !conn.over)
+        self.conns.get_mut(&id).filter(|conn| conn.client() == Some(client.id) && !conn.over)
     }
 
     fn hello(

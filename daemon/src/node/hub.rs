@@ -107,11 +107,8 @@ impl Hub {
     /// Gives an open stream to a client.
     pub(crate) fn give_to_client(&mut self, id: u32, mut conn: Conn, client: &mut Client) {
         conn.owner = Owner::Client(client.id);
-        conn.receive_credit = if client.has(Features::CREDIT) {
-            u64::from(client.receive_credit)
-        } else {
-            u64::MAX
-        };
+        conn.receive_credit =
+            if client.has(Features::CREDIT) { u64::from(client.receive_credit) } else { u64::MAX };
         conn.send_credit = self.send_credit;
         client.connections.insert(id);
         if conn.readable && conn.receive_credit > 0 {
@@ -130,8 +127,7 @@ impl Hub {
     ) -> LocalStream {
         let notifier = Notifier::new(Arc::clone(&self.ready), Token::Local(id));
         let shared = StreamShared::new(notifier);
-        let stream =
-            LocalStream::new(Arc::clone(&shared), StreamId(id), local_port, conn.remote);
+        let stream = LocalStream::new(Arc::clone(&shared), StreamId(id), local_port, conn.remote);
         conn.owner = Owner::Local { shared, shut: false };
         self.core.set_no_delay(StreamId(id), true);
         self.conns.insert(id, conn);

@@ -56,9 +56,7 @@ fn parse(command: &Command<'_>) -> Result<(u8, Request), String> {
             (json::RESOLVE_HOSTNAME, Request::ResolveHostname(name.to_owned()))
         }
         Command::SetHostname(name) => (json::SET_HOSTNAME, Request::SetHostname(name.to_owned())),
-        Command::SetVisibility { public } => {
-            (json::SET_VISIBILITY, Request::SetVisibility(public))
-        }
+        Command::SetVisibility { public } => (json::SET_VISIBILITY, Request::SetVisibility(public)),
         Command::Deregister => (json::DEREGISTER, Request::Deregister),
         Command::SetTags(text) => (json::SET_TAGS, Request::SetTags(tags(text)?)),
         Command::SetTaskExec { enabled } => (json::SET_TASK_EXEC, Request::SetTaskExec(enabled)),

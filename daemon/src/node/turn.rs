@@ -298,7 +298,11 @@ impl Node {
                 }
             }
             if client.waiting() > HARD_BOUND {
-                warn!(client = id, waiting = client.waiting(), "client does not read; disconnected");
+                warn!(
+                    client = id,
+                    waiting = client.waiting(),
+                    "client does not read; disconnected"
+                );
                 lost = true;
             }
             if client.paused && client.waiting() < COMMAND_BOUND {

@@ -262,12 +262,16 @@ impl Session {
         let shared = Arc::clone(&self.shared);
         // The limit of a frame is below the limit of all, so this succeeds.
         let permits = u32::try_from(header.len).unwrap_or(u32::MAX);
-        let _memory = shared.message_memory.acquire_many(permits).await.map_err(io::Error::other)?;
+        let _memory =
+            shared.message_memory.acquire_many(permits).await.map_err(io::Error::other)?;
         let mut data = Vec::new();
         while data.len() < header.len {
-            let part = tokio::time::timeout(MESSAGE_STALL, self.input.some(header.len - data.len()))
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the message stalled"))??;
+            let part =
+                tokio::time::timeout(MESSAGE_STALL, self.input.some(header.len - data.len()))
+                    .await
+                    .map_err(|_| {
+                        io::Error::new(io::ErrorKind::TimedOut, "the message stalled")
+                    })??;
             data.extend_from_slice(&part);
         }
         let saved = self.save_message(header.kind, data).await;

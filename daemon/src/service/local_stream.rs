@@ -137,8 +137,7 @@ impl StreamShared {
             front.split_to(max)
         };
         state.outgoing_len -= data.len();
-        let waker =
-            if state.outgoing_len < OUTGOING_BOUND { state.writer.take() } else { None };
+        let waker = if state.outgoing_len < OUTGOING_BOUND { state.writer.take() } else { None };
         drop(state);
         wake(waker);
         Outgoing::Data(data)

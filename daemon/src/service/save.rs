@@ -240,9 +240,8 @@ impl Incoming {
         let hash = hash.map(<[u8]>::to_vec);
         let folder = self.folder;
         let path = blocking(move || {
-            unfinished.place(hash.as_deref(), |from| {
-                name_it(from, &folder, &stem, stamp, &extension)
-            })
+            unfinished
+                .place(hash.as_deref(), |from| name_it(from, &folder, &stem, stamp, &extension))
         })
         .await?;
         self.reserved.used();
@@ -419,7 +418,7 @@ mod tests {
         let stamp = |unix_millis| Stamp { unix_millis };
         assert_eq!(stamp(0).rfc3339(), "1970-01-01T00:00:00.000Z");
         assert_eq!(stamp(951_782_400_123).rfc3339(), "2000-02-29T00:00:00.123Z");
-        assert_eq!(stamp(1_793_583_420_001).to_string(), "20261102-003700.001");
+        assert_eq!(stamp(1_793_583_420_001).to_string(), "20261102-013700.001");
     }
 
     #[tokio::test]

@@ -1,0 +1,171 @@
+//! Clients and datagrams that are wrong, in thousands of seeded ways, against
+//! a running node; afterwards it still serves.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+
+/// Messages that mean something, to be damaged.
+fn sound(to: SocketAddress) -> Vec<Vec<u8>> {
+    let inner = body(&Command::Dial { to });
+    let commands = [
+        Command::Bind { port: 4000 },
+        Command::Unbind { port: 4000 },
+        Command::Dial { to },
+        Command::Send { connection: 1, data: &[7; 300] },
+        Command::Close { connection: 2 },
+        Command::SendDatagram { to, data: b"datagram" },
+        Command::Info,
+        Command::ResolveHostname("name"),
+        Command::SetTags(b"[\"a\"]"),
+        Command::SetWebhook("http://127.0.0.1/"),
+        Command::Hello { version: 1, features: Features::ALL, receive_credit: 1 << 20 },
+        Command::Request { id: 5, command: &inner },
+        Command::Credit { connection: 1, bytes: u32::MAX },
+        Command::Shutdown { connection: 1 },
+        Command::Set { connection: 1, setting: pilot_wire::ipc::Setting::NoDelay(true) },
+    ];
+    let encode = |command: &Command<'_>| {
+        let mut bytes = Vec::new();
+        command.encode(&mut bytes);
+        bytes
+    };
+    commands.iter().map(encode).collect()
+}
+
+fn damage(bytes: &mut Vec<u8>, rng: &mut StdRng) {
+    for _ in 0..rng.random_range(1..4) {
+        let at = rng.random_range(0..bytes.len().max(1));
+        match rng.random_range(0..5) {
+            0 if !bytes.is_empty() => bytes[at] = rng.random(),
+            1 if !bytes.is_empty() => bytes[at] ^= 1 << rng.random_range(0..8),
+            2 => bytes.truncate(at),
+            3 => bytes.insert(at.min(bytes.len()), rng.random()),
+            _ => bytes.extend((0..rng.random_range(0..40)).map(|_| rng.random::<u8>())),
+        }
+    }
+}
+
+async fn still_serves(a: &TestNode, b: &TestNode) {
+    let mut client = a.client().await;
+    let id = client.dial(b.at(7)).await;
+    client.tell(&Command::Send { connection: id, data: b"still there?" }).await;
+    let mut got = Vec::new();
+    while got.len() < 12 {
+        let message = client.hear().await;
+        match message.event() {
+            Event::Receive { connection, data } if connection == id => got.extend_from_slice(data),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(got, b"still there?");
+}
+
+#[test]
+fn damaged_messages_harm_nobody_else() {
+    run_test(async {
+        let (a, b) = pair().await;
+        let messages = sound(b.at(7));
+        let mut damaged = 0;
+        for seed in 0..400u64 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let stream = UnixStream::connect(&a.socket).await.unwrap();
+            let (mut reader, mut writer) = stream.into_split();
+            let writing = async {
+                for _ in 0..20 {
+                    let mut bytes = messages[rng.random_range(0..messages.len())].clone();
+                    if rng.random_range(0..4) > 0 {
+                        damage(&mut bytes, &mut rng);
+                        damaged += 1;
+                    }
+                    // The daemon may have hung up on what came before.
+                    if writer.write_all(&bytes).await.is_err() {
+                        break;
+                    }
+                }
+                drop(writer);
+            };
+            let reading = async {
+                let mut sink = Vec::new();
+                // Whatever it says: it must end once the client has.
+                let _ = reader.read_to_end(&mut sink).await;
+            };
+            let both = async { tokio::join!(writing, reading) };
+            tokio::time::timeout(STEP, both).await.unwrap_or_else(|_| panic!("seed {seed} hangs"));
+        }
+        assert!(damaged > 5000, "{damaged}");
+        still_serves(&a, &b).await;
+        let info = a.info().await;
+        assert_eq!(info["clients"], 1, "clients that left are forgotten");
+        assert_eq!(info["ports"], 2, "so are their ports");
+    });
+}
+
+#[test]
+fn an_oversized_message_ends_only_its_client() {
+    run_test(async {
+        let (a, b) = pair().await;
+        let mut client = a.client().await;
+        client.writer.raw(&[0, 0x10, 0, 1, 0x06, 0, 0, 0, 1]).await;
+        assert!(client.reader.next().await.is_none());
+        still_serves(&a, &b).await;
+    });
+}
+
+#[test]
+fn damaged_datagrams_are_counted_and_dropped() {
+    run_test(async {
+        let (a, b) = pair().await;
+        still_serves(&a, &b).await;
+        let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut rng = StdRng::seed_from_u64(1);
+        for round in 0..5000 {
+            let mut datagram = match round % 6 {
+                0 => b"PILT".to_vec(),
+                1 => b"PILS".to_vec(),
+                2 => b"PILK".to_vec(),
+                3 => b"PILA".to_vec(),
+                4 => b"PILP".to_vec(),
+                _ => vec![rng.random_range(0..10)],
+            };
+            let len = rng.random_range(0..300);
+            datagram.extend((0..len).map(|_| rng.random::<u8>()));
+            damage(&mut datagram, &mut rng);
+            socket.send_to(&datagram, b.udp).await.unwrap();
+            if round % 50 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        still_serves(&a, &b).await;
+        let refused = b.info().await["refused"].clone();
+        let total: u64 = refused.as_object().unwrap().values().map(|v| v.as_u64().unwrap()).sum();
+        assert!(total > 1000, "{refused}");
+    });
+}
+
+#[test]
+fn a_client_that_never_reads_is_bounded_and_ended() {
+    run_test(async {
+        let (a, b) = pair().await;
+        let mut client = a.client().await;
+        // Every answer is a few hundred bytes; nobody reads them.
+        let mut infos = Vec::new();
+        for _ in 0..1000 {
+            Command::Info.encode(&mut infos);
+        }
+        let mut stuck = false;
+        for _ in 0..1000 {
+            let write = client.writer.writer.write_all(&infos);
+            match tokio::time::timeout(Duration::from_secs(2), write).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => {
+                    stuck = true;
+                    break;
+                }
+            }
+        }
+        assert!(stuck, "a client that does not read must not be read from for ever");
+        still_serves(&a, &b).await;
+    });
+}
