@@ -54,6 +54,8 @@ pub struct Config {
     pub time_wait: Duration,
     /// SYNs per second in all.
     pub syn_rate: u32,
+    /// SYNs per second from one node.
+    pub syn_rate_per_node: u32,
     /// Streams per listening port.
     pub max_streams_per_port: usize,
     /// Streams in all.
@@ -102,6 +104,8 @@ impl TryFrom<&RawConfig> for Config {
             idle_timeout: raw.duration("idle-timeout", Duration::from_secs(120))?,
             time_wait: raw.duration("time-wait", Duration::from_secs(10))?,
             syn_rate: u32::try_from(raw.number("syn-rate-limit", 100, 1_000_000)?).unwrap_or(100),
+            syn_rate_per_node: u32::try_from(raw.number("syn-rate-per-node", 100, 1_000_000)?)
+                .unwrap_or(100),
             max_streams_per_port: raw.number("max-conns-per-port", 1024, MAX_STREAMS)?,
             max_streams: raw.number("max-conns-total", 4096, MAX_STREAMS)?,
             echo: !raw.flag("no-echo")?,

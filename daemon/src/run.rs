@@ -198,7 +198,7 @@ fn core_config(config: &Config) -> pilot_core::Config {
         max_streams: config.max_streams,
         max_streams_per_port: config.max_streams_per_port,
         syn_rate: config.syn_rate,
-        syn_rate_per_node: default.syn_rate_per_node.min(config.syn_rate),
+        syn_rate_per_node: config.syn_rate_per_node,
         keepalive: config.keepalive,
         idle_timeout: config.idle_timeout,
         time_wait: config.time_wait,

@@ -43,6 +43,7 @@ pub(super) const KEYS: &[Key] = &[
     value("idle-timeout", "120s", "a silent stream is reset after this"),
     value("time-wait", "10s", "how long an ended stream answers late packets"),
     value("syn-rate-limit", "100", "new streams accepted per second"),
+    value("syn-rate-per-node", "100", "new streams accepted per second from one node"),
     value("max-conns-per-port", "1024", "streams per listening port"),
     value("max-conns-total", "4096", "streams in all"),
     switch("no-echo", "false", "do not answer on port 7"),
