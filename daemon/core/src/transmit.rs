@@ -389,6 +389,8 @@ impl Core {
         let relayed = peer.path.relay || matches!(back, Some(Via::Relay(_)));
         let relay = self.beacon.filter(|_| relayed || (tried && direct.is_some()));
         if direct.is_none() && relay.is_none() {
+            // Nowhere to send it; the next frame of the peer starts it anew.
+            peer.tunnel.abandon();
             return;
         }
         let frame = peer.tunnel.start(local, &self.identity, &mut self.rng, now);

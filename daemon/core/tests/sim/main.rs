@@ -88,7 +88,7 @@ fn a_restart_is_noticed_and_survived() {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x5EED);
         let mut link = bad_link(&mut rng);
         link.loss = link.loss.min(0.15);
-        let config = Config { give_up: Duration::from_secs(600), ..Config::default() };
+        let config = Config { give_up: Duration::from_secs(600), ..patient() };
         let mut world = World::new(seed, link, &config, false);
         let transfer = Transfer::random(&mut rng);
         let victim = rng.random_range(0..2);

@@ -46,6 +46,7 @@ pub(crate) struct Node {
     pub(crate) address: SocketAddr,
     pub(crate) core: Core,
     pub(crate) events: Vec<Event>,
+    pub(crate) restarts: u32,
     wake: Option<Time>,
     link_free: Time,
     config: Config,
@@ -61,6 +62,7 @@ pub(crate) struct World {
     sequence: u64,
     buffer: Vec<u8>,
     trace: bool,
+    stuck: u32,
     /// Datagrams that reached a core.
     pub(crate) delivered: u64,
     /// Datagrams sent, by node.
@@ -80,6 +82,7 @@ impl World {
                 address,
                 core,
                 events: Vec::new(),
+                restarts: 0,
                 wake: None,
                 link_free: Time::ZERO,
                 config: config.clone(),
@@ -94,6 +97,7 @@ impl World {
             in_flight: BTreeMap::new(),
             sequence: 0,
             buffer: Vec::new(),
+            stuck: 0,
             trace: std::env::var_os("PILOT_SIM_SEED").is_some(),
             delivered: 0,
             sent: [0; 2],
@@ -116,6 +120,7 @@ impl World {
         let node = &mut self.nodes[i];
         node.core = Core::new(node.config.clone(), node.key.clone(), seed);
         node.events.clear();
+        node.restarts += 1;
         self.introduce(i);
     }
 
@@ -202,6 +207,8 @@ impl World {
         let arrival = self.in_flight.keys().next().map(|k| k.0);
         let wake = self.nodes.iter().filter_map(|n| n.wake).min();
         let Some(next) = [arrival, wake].into_iter().flatten().min() else { return false };
+        self.stuck = if next <= self.now { self.stuck + 1 } else { 0 };
+        assert!(self.stuck < 10_000, "a deadline in the past is never met at {:?}", self.now);
         self.now = self.now.max(next);
         while let Some(entry) = self.in_flight.first_entry() {
             if entry.key().0 > self.now {
