@@ -184,13 +184,16 @@ impl Lookups {
     fn known_key(&mut self, node: NodeId) -> Option<Option<[u8; 32]>> {
         let fresh = self.fresh.get(&node).is_some_and(|at| at.elapsed() < FRESH);
         if let Some(pinned) = self.pins.key(node) {
-            if !fresh && !self.keys.contains_key(&node) {
+            if !fresh && !self.member.is_cut_off() {
                 // Not to be believed, but a difference is worth knowing.
                 self.look_up(node);
             }
             return Some(Some(pinned));
         }
-        if fresh && let Some(key) = self.store.peer(node).and_then(|p| p.key) {
+        // While the registry is away, what is remembered must do.
+        if (fresh || self.member.is_cut_off())
+            && let Some(key) = self.store.peer(node).and_then(|p| p.key)
+        {
             return Some(Some(key));
         }
         self.refused.get(&node).is_some_and(|at| at.elapsed() < REFUSED).then_some(None)
@@ -300,6 +303,12 @@ fn remember(nodes: &mut HashMap<NodeId, Instant>, node: NodeId) {
 }
 
 async fn find_endpoint(member: &Member, store: &Store, node: NodeId) -> Option<SocketAddr> {
+    let remembered = || store.peer(node)?.endpoint;
+    if member.is_cut_off()
+        && let Some(endpoint) = remembered()
+    {
+        return Some(endpoint);
+    }
     match member.resolve(node).await {
         Ok(resolved) => {
             let endpoint = match resolved.real_addr.parse() {
@@ -317,7 +326,7 @@ async fn find_endpoint(member: &Member, store: &Store, node: NodeId) -> Option<S
         }
         Err(e) => {
             tracing::debug!(%node, "resolve failed, using what is remembered: {e}");
-            store.peer(node)?.endpoint
+            remembered()
         }
     }
 }

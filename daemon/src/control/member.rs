@@ -13,7 +13,7 @@ use pilot_wire::registry::{
 use serde_json::Value;
 
 use super::handle::Call;
-use super::registry::{Registry, RegistryError};
+use super::registry::{Limits, Registry, RegistryError};
 use crate::identity::Identity;
 
 /// Requests in this node's name. Cheap to clone.
@@ -28,11 +28,27 @@ pub struct Member {
 impl Member {
     /// A node without a number, connected to the registry at `address`.
     pub fn new(address: Option<String>, identity: Identity) -> Self {
-        Self { registry: Registry::spawn(address), identity, number: Arc::default() }
+        Self::with_limits(address, identity, Limits::DEFAULT)
+    }
+
+    pub(super) fn with_limits(
+        address: Option<String>,
+        identity: Identity,
+        limits: Limits,
+    ) -> Self {
+        Self { registry: Registry::spawn(address, limits), identity, number: Arc::default() }
     }
 
     pub(super) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Whether the registry is known to be out of reach, so that asking it
+    /// would only cost time.
+    pub(super) fn is_cut_off(&self) -> bool {
+        let link = self.registry.link();
+        let link = link.borrow();
+        !link.connected && link.error.is_some()
     }
 
     /// Its key.

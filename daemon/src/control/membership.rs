@@ -427,11 +427,9 @@ pub(super) async fn watch_link(
         let undecided = now.connected && !now.up;
         if !undecided && told != Some(now.up) {
             if now.up {
-                tracing::info!("the registry answers");
                 node.control(ControlEvent::RegistryUp).await;
             } else {
                 let reason = now.error.unwrap_or_default();
-                tracing::warn!("registry {reason}");
                 node.control(ControlEvent::RegistryDown { reason }).await;
             }
             told = Some(now.up);

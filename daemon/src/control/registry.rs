@@ -17,19 +17,33 @@ use tokio::time::{Instant, sleep_until, timeout};
 const JOBS: usize = 256;
 /// Requests sent and not answered; beyond it the next ones wait to be sent.
 const IN_FLIGHT: usize = 256;
-/// Time to connect.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Time for an answer, after which the connection counts as dead.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// First pause between attempts to connect; it doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// Longest pause between attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A request made during a pause waits for its end when that is this near;
 /// otherwise it fails at once.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Read at once, in bytes.
 const READ_SIZE: usize = 8 << 10;
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Time to connect.
+    pub connect: Duration,
+    /// Time for an answer, after which the connection counts as dead.
+    pub answer: Duration,
+    /// First pause between attempts to connect; it doubles each time.
+    pub first_pause: Duration,
+    /// Longest pause between attempts.
+    pub longest_pause: Duration,
+}
+
+impl Limits {
+    pub(crate) const DEFAULT: Self = Self {
+        connect: Duration::from_secs(5),
+        answer: Duration::from_secs(10),
+        first_pause: Duration::from_millis(500),
+        longest_pause: Duration::from_secs(30),
+    };
+}
 
 /// Why a request has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -108,13 +122,14 @@ enum Failure {
 #[derive(Clone, Debug)]
 pub(crate) struct Registry {
     jobs: mpsc::Sender<Job>,
+    limits: Limits,
     link: watch::Receiver<Link>,
 }
 
 impl Registry {
     /// Connects to `address` in the background, for ever. Without an address
     /// every request fails.
-    pub(crate) fn spawn(address: Option<String>) -> Self {
+    pub(crate) fn spawn(address: Option<String>, limits: Limits) -> Self {
         let (jobs, receiver) = mpsc::channel(JOBS);
         let error = match &address {
             Some(_) => None,
@@ -123,10 +138,10 @@ impl Registry {
         let link = Link { connected: false, up: false, since: SystemTime::now(), error };
         let (sender, watcher) = watch::channel(link);
         if let Some(address) = address {
-            let connection = Connection { address, jobs: receiver, link: sender };
+            let connection = Connection { address, limits, jobs: receiver, link: sender };
             tokio::spawn(connection.run());
         }
-        Self { jobs, link: watcher }
+        Self { jobs, limits, link: watcher }
     }
 
     /// Watches the connection.
@@ -163,7 +178,7 @@ impl Registry {
     async fn submit(&self, frame: Vec<u8>, expected: &'static str) -> Result<Value, Failure> {
         let (answer, result) = oneshot::channel();
         let job = Job { frame, expected, answer };
-        match timeout(ANSWER_LIMIT, self.jobs.send(job)).await {
+        match timeout(self.limits.answer, self.jobs.send(job)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(self.unreachable()),
             Err(_) => {
@@ -171,7 +186,7 @@ impl Registry {
                 return Err(Failure::Final(RegistryError::Unreachable(reason)));
             }
         }
-        match timeout(CONNECT_LIMIT + ANSWER_LIMIT, result).await {
+        match timeout(self.limits.connect + self.limits.answer, result).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(self.unreachable()),
         }
@@ -186,6 +201,7 @@ impl Registry {
 
 struct Connection {
     address: String,
+    limits: Limits,
     jobs: mpsc::Receiver<Job>,
     link: watch::Sender<Link>,
 }
@@ -205,7 +221,7 @@ enum Ended {
 
 impl Connection {
     async fn run(mut self) {
-        let mut pause = FIRST_PAUSE;
+        let mut pause = self.limits.first_pause;
         // What came during a pause; at most `JOBS`, then it fails at once.
         let mut held = VecDeque::new();
         loop {
@@ -220,11 +236,11 @@ impl Connection {
             self.down(&reason);
             if served {
                 // It worked until now: try again at once, then slowly.
-                pause = FIRST_PAUSE;
+                pause = self.limits.first_pause;
                 continue;
             }
             let until = Instant::now() + jittered(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(self.limits.longest_pause);
             for job in held.drain(..) {
                 fail(job, &reason);
             }
@@ -235,14 +251,14 @@ impl Connection {
     }
 
     async fn connect(&self) -> Result<TcpStream, String> {
-        match timeout(CONNECT_LIMIT, TcpStream::connect(&self.address)).await {
+        match timeout(self.limits.connect, TcpStream::connect(&self.address)).await {
             Ok(Ok(stream)) => {
                 // Small requests that wait for small answers.
                 let _ = stream.set_nodelay(true);
                 Ok(stream)
             }
             Ok(Err(e)) => Err(e.to_string()),
-            Err(_) => Err("no connection within 5 seconds".to_owned()),
+            Err(_) => Err(format!("no connection within {:?}", self.limits.connect)),
         }
     }
 
@@ -279,7 +295,8 @@ impl Connection {
                 out.clear();
                 sent = 0;
             }
-            let deadline = waiting.front().map_or_else(Instant::now, |w| w.since + ANSWER_LIMIT);
+            let limit = self.limits.answer;
+            let deadline = waiting.front().map_or_else(Instant::now, |w| w.since + limit);
             let result = tokio::select! {
                 read = reader.read_buf(input.space(READ_SIZE)) => match read {
                     Ok(0) => Err("it closed the connection".to_owned()),
@@ -295,7 +312,7 @@ impl Connection {
                     None => return Ended::Unused,
                 },
                 () = sleep_until(deadline), if !waiting.is_empty() => {
-                    Err("it did not answer within 10 seconds".to_owned())
+                    Err(format!("it did not answer within {:?}", self.limits.answer))
                 }
             };
             if let Err(reason) = result {

@@ -436,7 +436,10 @@ impl Courier {
         // One write, so that it arrives in the first segment.
         stream.write_bytes(message).await.map_err(|e| e.to_string())?;
         // Published receivers lose a message whose stream closes with it.
-        let _ = timeout(LINGER, stream.read_bytes()).await;
+        // There are no more of these than requests in half a second.
+        tokio::spawn(async move {
+            let _ = timeout(LINGER, stream.read_bytes()).await;
+        });
         Ok(())
     }
 
