@@ -2,5 +2,6 @@
 //! speaks only the published protocol.
 
 pub mod bench;
+pub mod fuzz;
 pub mod harness;
 pub mod peer;

@@ -8,7 +8,7 @@
 mod config;
 mod connection;
 mod counters;
-mod crypto;
+pub(crate) mod crypto;
 pub mod driver;
 mod node;
 mod receive;

@@ -13,20 +13,20 @@ use sha2::{Digest as _, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// The X25519 pair of one process: made at its start, never stored or changed.
-pub(super) struct ProcessKey {
+pub(crate) struct ProcessKey {
     secret: StaticSecret,
-    pub(super) public: [u8; 32],
+    pub(crate) public: [u8; 32],
 }
 
 impl ProcessKey {
-    pub(super) fn from_bytes(secret: [u8; 32]) -> Self {
+    pub(crate) fn from_bytes(secret: [u8; 32]) -> Self {
         let secret = StaticSecret::from(secret);
         let public = PublicKey::from(&secret).to_bytes();
         Self { secret, public }
     }
 
     /// SHA-256(prefix ‖ shared secret); `None` for an all-zero secret.
-    pub(super) fn session_key(&self, peer: &[u8; 32]) -> Option<[u8; 32]> {
+    pub(crate) fn session_key(&self, peer: &[u8; 32]) -> Option<[u8; 32]> {
         let shared = self.secret.diffie_hellman(&PublicKey::from(*peer));
         if shared.as_bytes() == &[0; 32] {
             return None;
@@ -38,7 +38,7 @@ impl ProcessKey {
     }
 
     /// The authenticated key exchange frame of `node`.
-    pub(super) fn auth_frame(&self, node: NodeId, identity: &SigningKey) -> [u8; AUTH_KEY_LEN] {
+    pub(crate) fn auth_frame(&self, node: NodeId, identity: &SigningKey) -> [u8; AUTH_KEY_LEN] {
         let challenge = auth_challenge(node, &self.public);
         AuthKey {
             sender: node,
@@ -51,7 +51,7 @@ impl ProcessKey {
 }
 
 /// Whether the frame's signature is by the key in the frame.
-pub(super) fn signature_holds(frame: &AuthKey) -> bool {
+pub(crate) fn signature_holds(frame: &AuthKey) -> bool {
     let Ok(key) = VerifyingKey::from_bytes(&frame.identity) else { return false };
     let challenge = auth_challenge(frame.sender, &frame.key);
     key.verify(&challenge, &Signature::from_bytes(&frame.signature)).is_ok()
@@ -59,7 +59,7 @@ pub(super) fn signature_holds(frame: &AuthKey) -> bool {
 
 /// Why a sealed frame was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(crate) enum Refused {
     /// The counter was seen, or is too old.
     Replay,
     /// The tag does not match.
@@ -67,8 +67,8 @@ pub(super) enum Refused {
 }
 
 /// What is held for one peer after a key exchange.
-pub(super) struct Session {
-    pub(super) peer_key: [u8; 32],
+pub(crate) struct Session {
+    pub(crate) peer_key: [u8; 32],
     cipher: Aes256Gcm,
     prefix: [u8; 4],
     counter: u64,
@@ -76,7 +76,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(key: [u8; 32], peer_key: [u8; 32], prefix: [u8; 4]) -> Self {
+    pub(crate) fn new(key: [u8; 32], peer_key: [u8; 32], prefix: [u8; 4]) -> Self {
         Self {
             peer_key,
             cipher: Aes256Gcm::new(&key.into()),
@@ -87,7 +87,7 @@ impl Session {
     }
 
     /// A whole sealed frame from `sender` with `packet` inside.
-    pub(super) fn seal(&mut self, sender: NodeId, packet: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(&mut self, sender: NodeId, packet: &[u8]) -> Vec<u8> {
         self.counter += 1;
         let nonce = Nonce { prefix: self.prefix, counter: self.counter };
         let mut header = [0; SEALED_HEADER_LEN];
@@ -99,7 +99,7 @@ impl Session {
     }
 
     /// Opens a sealed frame. The counter is recorded first, as published.
-    pub(super) fn open(&mut self, nonce: Nonce, frame: &[u8]) -> Result<Vec<u8>, Refused> {
+    pub(crate) fn open(&mut self, nonce: Nonce, frame: &[u8]) -> Result<Vec<u8>, Refused> {
         if !self.window.accept(nonce.counter) {
             return Err(Refused::Replay);
         }
@@ -113,7 +113,7 @@ impl Session {
 
 /// 256 counters behind the highest one; the prefix plays no part.
 #[derive(Default)]
-pub(super) struct ReplayWindow {
+pub(crate) struct ReplayWindow {
     max: u64,
     seen: [u64; 4],
 }
@@ -122,7 +122,7 @@ impl ReplayWindow {
     const WIDTH: u64 = 256;
 
     /// The verdict on a counter, which is recorded at once.
-    pub(super) fn accept(&mut self, counter: u64) -> bool {
+    pub(crate) fn accept(&mut self, counter: u64) -> bool {
         if self.max == 0 {
             self.max = counter;
         } else if counter > self.max {
