@@ -1,0 +1,82 @@
+//! The commands, one file each, and the table of them all.
+
+mod approve;
+mod bench;
+mod clear_hostname;
+mod clear_tags;
+mod completions;
+mod config;
+mod connect;
+mod connections;
+mod context;
+mod daemon_run;
+mod daemon_start;
+mod daemon_status;
+mod daemon_stop;
+mod deregister;
+mod disconnect;
+mod find;
+mod handshake;
+mod inbox;
+mod info;
+mod init;
+mod listen;
+mod lookup;
+mod peers;
+mod pending;
+mod ping;
+mod received;
+mod recv;
+mod reject;
+mod send;
+mod send_file;
+mod send_message;
+mod set_hostname;
+mod set_private;
+mod set_public;
+mod set_tags;
+mod trust;
+mod untrust;
+
+use crate::spec::Spec;
+
+/// Every command, in the order of the overview.
+pub(crate) static COMMANDS: &[Spec] = &[
+    init::SPEC,
+    config::SPEC,
+    daemon_start::SPEC,
+    daemon_stop::SPEC,
+    daemon_status::SPEC,
+    info::SPEC,
+    peers::SPEC,
+    connections::SPEC,
+    disconnect::SPEC,
+    find::SPEC,
+    lookup::SPEC,
+    set_hostname::SPEC,
+    clear_hostname::SPEC,
+    set_public::SPEC,
+    set_private::SPEC,
+    set_tags::SPEC,
+    clear_tags::SPEC,
+    deregister::SPEC,
+    handshake::SPEC,
+    pending::SPEC,
+    approve::SPEC,
+    reject::SPEC,
+    trust::SPEC,
+    untrust::SPEC,
+    ping::SPEC,
+    connect::SPEC,
+    send::SPEC,
+    recv::SPEC,
+    listen::SPEC,
+    send_file::SPEC,
+    send_message::SPEC,
+    received::SPEC,
+    inbox::SPEC,
+    bench::SPEC,
+    context::SPEC,
+    completions::SPEC,
+    daemon_run::SPEC,
+];

@@ -1,0 +1,54 @@
+//! `peers`: the nodes this daemon has a tunnel to.
+
+use pilot_sdk::PeerInfo;
+use serde_json::json;
+
+use crate::args::Args;
+use crate::cx::Cx;
+use crate::failure::Failure;
+use crate::output::{Answer, or_dash};
+use crate::spec::{Flag, Spec};
+
+pub(crate) const SPEC: Spec = Spec {
+    name: "peers",
+    usage: "peers [--search <text>]",
+    about: "List the peers of this daemon",
+    returns: "peers (node_id, endpoint, encrypted, authenticated; null if none), total",
+    flags: &[Flag::value("search", "text", "only peers whose number or endpoint contains this")],
+    positionals: (0, 0),
+    run: |cx, args| Box::pin(run(cx, args)),
+};
+
+async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
+    let info = cx.client().await?.info().await.map_err(|e| Failure::daemon("info", &e))?;
+    let wanted = args.value("search").unwrap_or_default();
+    let list: Vec<PeerInfo> = info
+        .peer_list
+        .into_iter()
+        .filter(|p| p.node_id.to_string().contains(wanted) || p.endpoint.contains(wanted))
+        .collect();
+    let total = list.len();
+    if list.is_empty() {
+        return Ok(Answer::new(json!({"peers": null, "total": 0}), "no peers"));
+    }
+    let text = table(cx, &list);
+    Ok(Answer::new(json!({"peers": list, "total": total}), text))
+}
+
+pub(super) fn table(cx: &Cx, list: &[PeerInfo]) -> String {
+    let yes = |on: bool| if on { "yes" } else { "no" }.to_owned();
+    let rows: Vec<_> = list
+        .iter()
+        .map(|p| {
+            let path = p.extra.get("path").and_then(|v| v.as_str()).unwrap_or_default();
+            vec![
+                p.node_id.to_string(),
+                or_dash(&p.endpoint),
+                or_dash(path),
+                yes(p.encrypted),
+                yes(p.authenticated),
+            ]
+        })
+        .collect();
+    cx.out.table(&["PEER", "ENDPOINT", "PATH", "ENCRYPTED", "AUTHENTICATED"], &rows)
+}

@@ -1,0 +1,119 @@
+//! How a command fails: a code for programs, a sentence and a hint for people.
+
+use pilot_sdk::{ConnectError, ErrorKind};
+use serde_json::{Map, Value, json};
+
+/// A failed command. The codes are `invalid_argument`, `not_found`,
+/// `already_exists`, `not_running`, `connection_failed`, `timeout` and
+/// `internal`.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    /// Why, where the message has a fixed text.
+    pub(crate) reason: Option<Box<str>>,
+    pub(crate) hint: Option<Box<str>>,
+    /// What there is to tell all the same.
+    pub(crate) data: Option<Box<Value>>,
+    /// Nothing is printed; only the exit status tells.
+    pub(crate) silent: bool,
+}
+
+impl Failure {
+    pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { code, message, reason: None, hint: None, data: None, silent: false }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new("invalid_argument", message)
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new("not_found", message)
+    }
+
+    pub(crate) fn not_running(message: impl Into<String>) -> Self {
+        Self::new("not_running", message)
+    }
+
+    pub(crate) fn connection(message: impl Into<String>) -> Self {
+        Self::new("connection_failed", message)
+    }
+
+    pub(crate) fn timeout(message: impl Into<String>) -> Self {
+        Self::new("timeout", message)
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new("internal", message)
+    }
+
+    pub(crate) fn silent() -> Self {
+        Self { silent: true, ..Self::internal("") }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into().into());
+        self
+    }
+
+    pub(crate) fn reason(mut self, reason: impl ToString) -> Self {
+        self.reason = Some(reason.to_string().into());
+        self
+    }
+
+    pub(crate) fn data(mut self, data: Value) -> Self {
+        self.data = Some(Box::new(data));
+        self
+    }
+
+    /// A request the daemon refused; `what` is what was asked.
+    pub(crate) fn daemon(what: &str, error: &pilot_sdk::Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::InvalidArgument => "invalid_argument",
+            ErrorKind::Timeout => "timeout",
+            _ => "connection_failed",
+        };
+        let failure = Self::new(code, format!("{what}: daemon: {error}"));
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+
+    /// The message and its reason, as one line.
+    pub(crate) fn text(&self) -> String {
+        match &self.reason {
+            Some(reason) => format!("error: {}: {reason}", self.message),
+            None => format!("error: {}", self.message),
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let mut map = Map::new();
+        map.insert("status".into(), json!("error"));
+        map.insert("code".into(), json!(self.code));
+        map.insert("message".into(), json!(self.message));
+        for (key, value) in [("reason", &self.reason), ("hint", &self.hint)] {
+            if let Some(value) = value {
+                map.insert(key.into(), json!(value));
+            }
+        }
+        if let Some(data) = &self.data {
+            map.insert("data".into(), Value::clone(data));
+        }
+        Value::Object(map)
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        let failure = match &error {
+            ConnectError::NotRunning { path, .. } => Self::not_running("daemon is not running")
+                .reason(format!("no answer on {}", path.display())),
+            _ => Self::new(error.code(), error.to_string()),
+        };
+        failure.hint(error.hint())
+    }
+}
