@@ -5,6 +5,7 @@
 //! control plane), lets the core work, passes on what became readable and
 //! writes. Nothing in here waits but [`run`] itself.
 
+mod clients;
 mod commands;
 mod conn;
 mod events;
@@ -18,6 +19,8 @@ mod requests;
 mod tests;
 mod turn;
 
+#[cfg(test)]
+pub(crate) use handle::Order;
 pub use handle::{DialFailure, NodeHandle, NodeInbox, channel};
 pub use info::NodeFacts;
 pub use plane::{Answer, ControlPlane, Plane, Refused, Request};

@@ -5,6 +5,7 @@ mod data_exchange;
 mod echo;
 mod local_stream;
 mod save;
+mod stamp;
 
 use std::future::Future;
 use std::io;

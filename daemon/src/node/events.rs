@@ -6,10 +6,10 @@ use pilot_wire::ipc::{ErrorCode, Event as ClientEvent, Features};
 use pilot_wire::{NodeId, SocketAddress};
 use tracing::{debug, info};
 
+use super::clients::Clients;
 use super::conn::{Conn, Owner};
 use super::handle::DialFailure;
 use super::hub::{Hub, Listener};
-use super::turn::Clients;
 use crate::ipc::client::DATAGRAM_BOUND;
 use crate::service::{LocalStream, Service};
 

@@ -100,7 +100,12 @@ impl Hub {
 
     /// The core's clock.
     pub(crate) fn now(&self) -> Time {
-        let nanos = self.started.elapsed().as_nanos();
+        self.time_of(Instant::now())
+    }
+
+    /// A moment on the core's clock.
+    pub(crate) fn time_of(&self, at: Instant) -> Time {
+        let nanos = at.saturating_duration_since(self.started).as_nanos();
         Time::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 

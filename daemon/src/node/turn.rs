@@ -1,29 +1,29 @@
-//! The turns of the loop and its clients.
+//! The turns of the loop.
 
-use std::collections::HashMap;
-use std::future::Future;
+mod wait;
+
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pilot_core::{Core, Input, Output, StreamId, Time, Transmit};
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 use tracing::{debug, info, warn};
 
+use super::clients::Clients;
 use super::commands::Served;
 use super::conn::{Conn, Owner};
 use super::handle::{DialFailure, NodeInbox, Order};
 use super::hub::{Answered, Hub, Listener};
 use super::plane::Plane;
-use super::ready::{Notifier, ReadyList, Token};
+use super::ready::{ReadyList, Token};
 use super::requests::deliver;
 use crate::control::ControlEvent;
 use crate::ipc::IpcListener;
-use crate::ipc::client::{COMMAND_BOUND, Client, DATA_BOUND, HARD_BOUND};
+use crate::ipc::client::{COMMAND_BOUND, HARD_BOUND};
 use crate::service::Service;
 use crate::udp::{Sent, Udp};
 
@@ -38,9 +38,7 @@ const EVENTS: usize = 4096;
 /// Orders and answers taken per turn.
 const ORDERS: usize = 256;
 /// Rounds of passing data to one client per turn.
-const CLIENT_ROUNDS: usize = 16;
-/// Clients accepted per turn.
-const ACCEPTS: usize = 16;
+const CLIENT_ROUNDS: usize = 4;
 
 /// What a loop is made of.
 pub struct NodeParts {
@@ -91,6 +89,7 @@ pub async fn run(parts: NodeParts) {
         armed: None,
         tokens: Vec::new(),
         max_clients: parts.max_clients,
+        accept_again: None,
         ending: None,
     };
     node.run().await;
@@ -123,6 +122,8 @@ struct Node {
     armed: Option<Time>,
     tokens: Vec<Token>,
     max_clients: usize,
+    /// No client is accepted before.
+    accept_again: Option<Instant>,
     ending: Option<Ending>,
 }
 
@@ -405,142 +406,5 @@ impl Node {
         let Some(ending) = &self.ending else { return false };
         let drained = self.hub.core.open_streams() == 0 && self.blocked.is_none();
         drained || Instant::now() >= ending.deadline
-    }
-
-    /// Ready when a turn has something to do.
-    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut ready = self.ready.register(cx.waker());
-        ready |= self.udp.poll_readable(cx).is_ready();
-        if self.blocked.is_some() {
-            ready |= self.udp.poll_writable(cx).is_ready();
-        }
-        ready |= self.poll_accept(cx);
-        // Taken here because a receiver has no way to be only asked.
-        while let Poll::Ready(Some(order)) = self.orders.poll_recv(cx) {
-            self.order(order);
-            ready = true;
-        }
-        while let Poll::Ready(Some(answered)) = self.answers.poll_recv(cx) {
-            self.answered(&answered);
-            ready = true;
-        }
-        ready |= self.poll_sleep(cx);
-        if ready { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    fn poll_sleep(&mut self, cx: &mut Context<'_>) -> bool {
-        let end = self.ending.as_ref().map(|e| e.deadline);
-        let at = match (self.wake_at, end) {
-            (Some(at), None) => at,
-            (None, None) => return false,
-            (at, Some(end)) => {
-                let nanos = end.saturating_duration_since(self.hub.started).as_nanos();
-                let end = Time::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-                at.map_or(end, |at| at.min(end))
-            }
-        };
-        // An earlier alarm does no harm, and most deadlines only move back.
-        if self.armed.is_none_or(|armed| at < armed) {
-            let instant = self.hub.started + at.since(Time::ZERO);
-            self.sleep.as_mut().reset(instant.into());
-            self.armed = Some(at);
-        }
-        if self.sleep.as_mut().poll(cx).is_pending() {
-            return false;
-        }
-        self.armed = None;
-        true
-    }
-
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut accepted = false;
-        for _ in 0..ACCEPTS {
-            let Some(listener) = &self.listener else { return accepted };
-            match listener.poll_accept(cx) {
-                Poll::Pending => return accepted,
-                Poll::Ready(Ok(stream)) => {
-                    accepted = true;
-                    self.accept(stream);
-                }
-                Poll::Ready(Err(error)) => {
-                    // Out of descriptors or memory: the next turn tries again.
-                    warn!(%error, "driver socket cannot accept");
-                    return accepted;
-                }
-            }
-        }
-        // The budget is used up and the listener not asked to its end.
-        cx.waker().wake_by_ref();
-        accepted
-    }
-
-    fn accept(&mut self, stream: UnixStream) {
-        if self.clients.len() >= self.max_clients || self.ending.is_some() {
-            warn!(limit = self.max_clients, "client refused: too many, or the node is ending");
-            return;
-        }
-        enlarge_buffers(&stream);
-        let id = self.clients.add(stream, &self.ready);
-        self.hub.counters.clients = self.clients.len();
-        debug!(client = id, "client connected");
-    }
-}
-
-/// A larger socket buffer spares both sides wake-ups; the system may give less.
-fn enlarge_buffers(stream: &UnixStream) {
-    let _ = socket2::SockRef::from(stream).set_send_buffer_size(DATA_BOUND);
-}
-
-/// The clients, and which of them the turn has touched.
-#[derive(Default)]
-pub(crate) struct Clients {
-    all: HashMap<u64, Client>,
-    /// Each at most once.
-    dirty: Vec<u64>,
-    next: u64,
-}
-
-impl Clients {
-    fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    fn add(&mut self, stream: UnixStream, ready: &Arc<ReadyList>) -> u64 {
-        self.next += 1;
-        let id = self.next;
-        let notifier = Notifier::new(Arc::clone(ready), Token::Client(id));
-        // So that it is read from for the first time.
-        notifier.notify();
-        self.all.insert(id, Client::new(id, stream, notifier));
-        id
-    }
-
-    fn remove(&mut self, id: u64) -> Option<Client> {
-        self.all.remove(&id)
-    }
-
-    pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut Client> {
-        self.all.get_mut(&id)
-    }
-
-    /// A client that will be passed data and written to at the turn's end.
-    pub(crate) fn touch(&mut self, id: u64) -> Option<&mut Client> {
-        let client = self.all.get_mut(&id)?;
-        if !client.dirty {
-            client.dirty = true;
-            self.dirty.push(id);
-        }
-        Some(client)
-    }
-
-    /// The same for all clients.
-    pub(crate) fn touch_all(&mut self, mut each: impl FnMut(&mut Client)) {
-        for (id, client) in &mut self.all {
-            if !client.dirty {
-                client.dirty = true;
-                self.dirty.push(*id);
-            }
-            each(client);
-        }
     }
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -19,7 +20,8 @@ use pilot_wire::service::data_exchange::{FileOffer, FrameHeader, HEADER_LEN, Kin
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
-use super::save::{self, Incoming, Quota, SaveError, Stamp};
+use super::save::{self, Incoming, Quota, SaveError};
+use super::stamp::Stamp;
 use super::{LocalStream, Service};
 
 /// The port of the data exchange service.
@@ -31,8 +33,9 @@ const HASH_LEN: usize = 32;
 /// Bytes of messages held in memory at once, all peers together, until they
 /// are saved; a peer beyond it waits. Files are not held.
 const MESSAGE_MEMORY: usize = 64 << 20;
-/// A peer that holds message memory must send something within this time.
-const MESSAGE_STALL: std::time::Duration = std::time::Duration::from_secs(30);
+/// A message must be whole within this time, so that nobody holds the memory
+/// for ever: 16 MiB at half a megabit a second.
+const MESSAGE_TIME: Duration = Duration::from_secs(300);
 
 /// What data exchange may use.
 #[derive(Clone, Copy, Debug, Default)]
@@ -264,16 +267,9 @@ impl Session {
         let permits = u32::try_from(header.len).unwrap_or(u32::MAX);
         let _memory =
             shared.message_memory.acquire_many(permits).await.map_err(io::Error::other)?;
-        let mut data = Vec::new();
-        while data.len() < header.len {
-            let part =
-                tokio::time::timeout(MESSAGE_STALL, self.input.some(header.len - data.len()))
-                    .await
-                    .map_err(|_| {
-                        io::Error::new(io::ErrorKind::TimedOut, "the message stalled")
-                    })??;
-            data.extend_from_slice(&part);
-        }
+        let data = tokio::time::timeout(MESSAGE_TIME, self.input.take(header.len))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the message stalled"))??;
         let saved = self.save_message(header.kind, data).await;
         Ok(match saved {
             Ok(path) => {
@@ -346,9 +342,9 @@ impl Input {
         Ok(self.rest.split_to(max.min(self.rest.len())))
     }
 
-    /// Exactly `len` bytes; for short fields only.
+    /// Exactly `len` bytes, in memory that grows as they come.
     async fn take(&mut self, len: usize) -> io::Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(len);
+        let mut out = Vec::new();
         while out.len() < len {
             let part = self.some(len - out.len()).await?;
             out.extend_from_slice(part.chunk());

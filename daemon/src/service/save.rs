@@ -8,12 +8,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sha2::{Digest, Sha256};
 use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::stamp::Stamp;
 
 /// Bytes gathered for one round of hashing and writing. A file holds at most
 /// two rounds in memory: one that is written, one that is gathered.
@@ -340,52 +341,6 @@ fn cut(text: &str, max: usize) -> &str {
     &text[..end]
 }
 
-/// A moment in UTC, to the millisecond.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Stamp {
-    unix_millis: u64,
-}
-
-impl Stamp {
-    pub(crate) fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { unix_millis: u64::try_from(since.as_millis()).unwrap_or(u64::MAX) }
-    }
-
-    /// As in `2026-11-20T13:37:00.123Z`.
-    pub(crate) fn rfc3339(self) -> String {
-        let (y, mo, d, h, mi, s, ms) = self.parts();
-        format!("{y:04}-{mo:02}-{d:02}T{h:02}:{mi:02}:{s:02}.{ms:03}Z")
-    }
-
-    fn parts(self) -> (u64, u64, u64, u64, u64, u64, u64) {
-        let seconds = self.unix_millis / 1000;
-        let (days, second) = (seconds / 86_400, seconds % 86_400);
-        let (y, m, d) = civil(days);
-        (y, m, d, second / 3600, second / 60 % 60, second % 60, self.unix_millis % 1000)
-    }
-}
-
-/// As in `20261120-133700.123`.
-impl std::fmt::Display for Stamp {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (y, mo, d, h, mi, s, ms) = self.parts();
-        write!(f, "{y:04}{mo:02}{d:02}-{h:02}{mi:02}{s:02}.{ms:03}")
-    }
-}
-
-/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant,
-/// "chrono-compatible low-level date algorithms", `civil_from_days`).
-fn civil(days: u64) -> (u64, u64, u64) {
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -411,14 +366,6 @@ mod tests {
         assert_eq!(extension, ".pdf");
         let (stem, extension) = split_name(&format!("a.{}", "b".repeat(400)));
         assert!(stem.len() <= MAX_NAME && extension.is_empty());
-    }
-
-    #[test]
-    fn dates_are_right() {
-        let stamp = |unix_millis| Stamp { unix_millis };
-        assert_eq!(stamp(0).rfc3339(), "1970-01-01T00:00:00.000Z");
-        assert_eq!(stamp(951_782_400_123).rfc3339(), "2000-02-29T00:00:00.123Z");
-        assert_eq!(stamp(1_793_583_420_001).to_string(), "20261102-013700.001");
     }
 
     #[tokio::test]

@@ -169,3 +169,31 @@ fn a_client_that_never_reads_is_bounded_and_ended() {
         still_serves(&a, &b).await;
     });
 }
+
+#[test]
+fn a_client_too_many_is_hung_up_on() {
+    run_test(async {
+        let (a, b) = pair().await;
+        let mut clients = Vec::new();
+        for _ in 0..64 {
+            let mut client = a.client().await;
+            client.tell(&Command::Close { connection: 1 }).await;
+            client.hears(Event::Closed { connection: 1 }).await;
+            clients.push(client);
+        }
+        assert!(a.client().await.reader.next().await.is_none());
+        let id = clients[0].dial(b.at(7)).await;
+        assert!(id > 0);
+        clients.truncate(1);
+        loop {
+            clients[0].tell(&Command::Info).await;
+            let message = clients[0].hear().await;
+            let Event::Json { body, .. } = message.event() else { panic!() };
+            let info: Value = serde_json::from_slice(body).unwrap();
+            if info["clients"] == 1 {
+                break;
+            }
+        }
+        still_serves(&a, &b).await;
+    });
+}
