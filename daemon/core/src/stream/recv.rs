@@ -16,6 +16,10 @@ const MAX_OUT_OF_ORDER: usize = 4096;
 /// An acknowledgement waits at most this long, and for at most one segment
 /// (RFC 1122, section 4.2.3.2; protocol page "Transport layer", section 1).
 const DELAYED_ACK: Duration = Duration::from_millis(40);
+/// A segment this large is acknowledged at once: it counts as two full-sized
+/// ones (RFC 5681, section 4.2), and a sender whose first window holds only one
+/// such segment would wait for the timer.
+const LARGE_SEGMENT: usize = 8 << 10;
 /// The unit of the window field.
 const WINDOW_UNIT: u64 = 4096;
 /// A published peer takes a window of zero for "no limit" and gives a stream up
@@ -101,7 +105,7 @@ impl RecvSide {
     /// `trickle` (published peers) one segment a second is taken beyond the
     /// limit.
     pub(crate) fn insert(&mut self, offset: u64, data: &[u8], trickle: bool, now: Time) -> usize {
-        self.unacked_segments += 1;
+        self.unacked_segments += if data.len() >= LARGE_SEGMENT { 2 } else { 1 };
         let stop = self.end.unwrap_or(u64::MAX).min(self.acceptable_until(data.len(), trickle, now));
         let from = offset.max(self.next);
         let until = (offset + data.len() as u64).min(stop);
