@@ -59,6 +59,8 @@ pub(crate) struct Span {
     pub(crate) len: usize,
     /// Sent before with the same boundaries.
     pub(crate) again: bool,
+    /// Shorter than the path and the peer take.
+    pub(crate) small: bool,
 }
 
 #[derive(Debug, Default)]
@@ -361,13 +363,13 @@ impl SendSide {
             return None;
         }
         let segment = self.segments.iter().find(|s| s.fate == Fate::Lost)?;
-        Some(Span { offset: segment.start, len: segment.len as usize, again: true })
+        Some(Span { offset: segment.start, len: segment.len as usize, again: true, small: false })
     }
 
     /// The last segment in flight, for a tail loss probe.
     pub(crate) fn last_in_flight(&self) -> Option<Span> {
         let segment = self.segments.iter().rev().find(|s| s.fate == Fate::InFlight)?;
-        Some(Span { offset: segment.start, len: segment.len as usize, again: true })
+        Some(Span { offset: segment.start, len: segment.len as usize, again: true, small: false })
     }
 
     /// When the last segment was sent.

@@ -67,6 +67,8 @@ pub(super) struct Timers {
     persist_at: Option<Time>,
     persist_pause: Duration,
     small_since: Option<Time>,
+    /// End of the last segment that was smaller than a full one.
+    pub(super) small_until: u64,
     /// Small writes were held back long enough.
     pub(super) flush: bool,
     gap_until: Option<Time>,
@@ -105,6 +107,7 @@ impl Timers {
             persist_at: None,
             persist_pause: PERSIST_FIRST,
             small_since: None,
+            small_until: 0,
             flush: false,
             gap_until: None,
             released_at: None,

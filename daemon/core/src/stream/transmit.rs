@@ -124,7 +124,9 @@ impl Stream {
         } else if self.send.segments() >= usize::from(self.peer_segments) {
             return None;
         }
-        let small = len < limit && !idle;
+        // Minshall's form of Nagle's rule: only another small segment that is
+        // not acknowledged holds this one back.
+        let small = len < limit && self.send.una() < self.timers.small_until;
         if small && !self.no_delay && !self.shutdown && !self.timers.flush {
             return None;
         }
@@ -137,7 +139,7 @@ impl Stream {
                 len = SACK_LOOKALIKE_CUT;
             }
         }
-        Some(Span { offset, len, again: false })
+        Some(Span { offset, len, again: false, small: len < limit })
     }
 
     /// Whether data waits for the peer's window alone.
@@ -274,14 +276,17 @@ impl Stream {
     }
 
     fn emitted_data(&mut self, span: Span, now: Time) {
+        self.timers.last_segment = self.timers.last_segment.max(span.len);
         self.send.sent(span, now);
         self.stats.bytes_sent += span.len as u64;
         if span.again {
             self.stats.retransmits += 1;
         } else {
             self.timers.sent_new(self.send.next() < self.send.end(), now);
+            if span.small {
+                self.timers.small_until = self.send.next();
+            }
         }
-        self.timers.last_segment = self.timers.last_segment.max(span.len);
         self.sent_data(now);
     }
 }
