@@ -74,7 +74,8 @@ impl Report {
             let step = &row.step;
             match &row.outcome {
                 Outcome::Passed { time, bytes, note } => {
-                    let rate = bytes.map_or_else(String::new, |b| {
+                    // A rate says nothing of a file that is sent in no time.
+                    let rate = bytes.filter(|b| *b >= 1 << 20).map_or_else(String::new, |b| {
                         format!("{:.0}", b as f64 / 1e6 / time.as_secs_f64().max(1e-9))
                     });
                     let guarded = match self.protection {
@@ -101,7 +102,7 @@ impl Report {
             );
         } else {
             println!(
-                "\nNext: the logs of the failed run are above; docs/CONFIG.md explains the settings."
+                "\nNext: see above for what failed and why; docs/CONFIG.md explains the settings."
             );
         }
         let passed = self.rows.len() - self.failed();
