@@ -8,8 +8,10 @@ use pilot_registry::{Config, Registry, config};
 fn main() -> ExitCode {
     program::run(&config::REGISTRY, |settings| async move {
         let registry = Registry::start(Config::try_from(&settings)?).await?;
+        // Before the ready line: who reads it may send a signal at once.
+        let shutdown = program::shutdown()?;
         Ready::new(config::REGISTRY.name).addr("addr", registry.local_addr()).print()?;
-        registry.run(program::shutdown()?).await;
+        registry.run(shutdown).await;
         Ok(())
     })
 }

@@ -12,6 +12,8 @@ fn main() -> ExitCode {
         let beacon_addr = settings.address("beacon-addr")?;
         let beacon = Beacon::bind(beacon_config::Config::at(beacon_addr)).await?;
         let registry = Registry::start(registry_config).await?;
+        // Before the ready line: who reads it may send a signal at once.
+        let shutdown = program::shutdown()?;
         Ready::new(config::RENDEZVOUS.name)
             .addr("registry_addr", registry.local_addr())
             .addr("beacon_addr", beacon.local_addr())
@@ -21,7 +23,7 @@ fn main() -> ExitCode {
             // Ends as well when the registry is gone and dropped its end.
             let _ = stopped.await;
         }));
-        registry.run(program::shutdown()?).await;
+        registry.run(shutdown).await;
         drop(stop);
         beacon.await?;
         Ok(())
