@@ -179,8 +179,8 @@ fn open(config: &Config) -> anyhow::Result<Kept> {
 
 /// One daemon per identity: two would fight over its address and its files.
 fn lock_identity(path: &Path) -> anyhow::Result<File> {
-    let file = File::open(path)
-        .with_context(|| format!("identity: cannot open {}", path.display()))?;
+    let file =
+        File::open(path).with_context(|| format!("identity: cannot open {}", path.display()))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => anyhow::bail!(
@@ -289,8 +289,7 @@ impl Signals {
 }
 
 fn start_logging(config: &Config) {
-    let logs =
-        tracing_subscriber::fmt().with_max_level(config.log_level).with_writer(io::stderr);
+    let logs = tracing_subscriber::fmt().with_max_level(config.log_level).with_writer(io::stderr);
     // A second initialisation in one process keeps the first; nothing is lost.
     let _ = match config.log_format {
         LogFormat::Text => logs.with_ansi(false).try_init(),

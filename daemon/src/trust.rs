@@ -20,7 +20,7 @@ pub use file::{TrustFile, TrustFileError};
 pub(crate) use handle::Command;
 pub use handle::{TrustHandle, TrustInbox, channel};
 pub use service::TrustService;
-pub use state::{Action, Input, Pending, Refused, Trusted, TrustState};
+pub use state::{Action, Input, Pending, Refused, TrustState, Trusted};
 pub use task::{TrustParts, run};
 
 /// The port of the trust handshake.

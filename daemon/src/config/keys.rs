@@ -34,7 +34,11 @@ pub(super) const KEYS: &[Key] = &[
     value("endpoint", "", "host:port to register instead of what the beacon sees"),
     value("socket", "/tmp/pilot.sock", "Unix socket for agents"),
     value("data", "", "folder of everything kept [~/.pilot]"),
-    value("identity", "", "identity file; trust.json and state.json lie beside it [DATA/identity.key]"),
+    value(
+        "identity",
+        "",
+        "identity file; trust.json and state.json lie beside it [DATA/identity.key]",
+    ),
     value("owner", "", "free text naming the owner"),
     value("hostname", "", "hostname to take"),
     switch("public", "false", "let every registered node resolve this one"),

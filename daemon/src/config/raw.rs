@@ -229,7 +229,9 @@ fn usage() -> String {
             (PILOT_REGISTRY and so on), which beats the file.\n"
 }
 
-fn read_file(path: &Path) -> Result<Vec<(&'static str, (String, Origin))>, ConfigError> {
+type FileValues = Vec<(&'static str, (String, Origin))>;
+
+fn read_file(path: &Path) -> Result<FileValues, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
     let yaml = |problem: String| ConfigError::Yaml { path: path.to_owned(), problem };

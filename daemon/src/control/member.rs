@@ -31,11 +31,7 @@ impl Member {
         Self::with_limits(address, identity, Limits::DEFAULT)
     }
 
-    pub(super) fn with_limits(
-        address: Option<String>,
-        identity: Identity,
-        limits: Limits,
-    ) -> Self {
+    pub(super) fn with_limits(address: Option<String>, identity: Identity, limits: Limits) -> Self {
         Self { registry: Registry::spawn(address, limits), identity, number: Arc::default() }
     }
 
@@ -64,7 +60,7 @@ impl Member {
         }
     }
 
-    pub(super) fn set_node(&self, node: NodeId) {
+    pub(crate) fn set_node(&self, node: NodeId) {
         self.number.store(node.0, Ordering::Relaxed);
     }
 

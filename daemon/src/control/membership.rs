@@ -251,9 +251,8 @@ impl Membership {
             match call {
                 Call::SetHostname(hostname) => self.status.send_modify(|s| {
                     s.hostname = if error.is_none() { hostname } else { String::new() };
-                    s.hostname_error = error.map(|e| {
-                        format!("hostname {:?} was not taken: {e}", wishes.hostname)
-                    });
+                    s.hostname_error =
+                        error.map(|e| format!("hostname {:?} was not taken: {e}", wishes.hostname));
                 }),
                 Call::SetVisibility(public) if error.is_none() => {
                     self.status.send_modify(|s| s.public = public);

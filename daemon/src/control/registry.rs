@@ -385,12 +385,11 @@ fn fail(job: Job, reason: &str) {
 
 /// The answer or refusal in a body; the outer error says that the order of
 /// answers can no longer be relied on.
-fn read_answer(
-    body: &[u8],
-    expected: &str,
-) -> Result<Result<Value, RegistryError>, String> {
+fn read_answer(body: &[u8], expected: &str) -> Result<Result<Value, RegistryError>, String> {
     let value: Value = serde_json::from_slice(body).map_err(|e| format!("no JSON: {e}"))?;
-    let Value::Object(fields) = &value else { return Err("something that is no object".to_owned()) };
+    let Value::Object(fields) = &value else {
+        return Err("something that is no object".to_owned());
+    };
     if matches!(fields.get("error"), Some(Value::String(_))) {
         let reply = serde_json::from_slice(body).unwrap_or_else(|_| ErrorReply {
             error: "request failed".to_owned(),

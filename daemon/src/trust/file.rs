@@ -10,7 +10,7 @@ use pilot_wire::registry::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::rfc3339;
-use super::state::{MAX_TRUSTED, Pending, Trusted, TrustState};
+use super::state::{MAX_TRUSTED, Pending, TrustState, Trusted};
 use crate::durable;
 
 /// Why `trust.json` cannot be used.
@@ -153,10 +153,7 @@ pub(super) fn render(state: &TrustState) -> Vec<u8> {
         outstanding: state
             .outstanding()
             .iter()
-            .map(|(node, at)| StoredOutstanding {
-                node_id: *node,
-                asked_at: rfc3339::format(*at),
-            })
+            .map(|(node, at)| StoredOutstanding { node_id: *node, asked_at: rfc3339::format(*at) })
             .collect(),
         revocations: state.revocations().iter().copied().collect(),
     };

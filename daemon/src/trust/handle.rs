@@ -20,27 +20,64 @@ pub(super) type Answer = oneshot::Sender<Result<Value, CallError>>;
 /// What the trust task is asked.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Request { node: NodeId, justification: String, answer: Answer },
-    Approve { node: NodeId, answer: Answer },
-    Reject { node: NodeId, reason: String, answer: Answer },
-    Revoke { node: NodeId, answer: Answer },
-    Pending { answer: Answer },
-    Trusted { answer: Answer },
+    Request {
+        node: NodeId,
+        justification: String,
+        answer: Answer,
+    },
+    Approve {
+        node: NodeId,
+        answer: Answer,
+    },
+    Reject {
+        node: NodeId,
+        reason: String,
+        answer: Answer,
+    },
+    Revoke {
+        node: NodeId,
+        answer: Answer,
+    },
+    Pending {
+        answer: Answer,
+    },
+    Trusted {
+        answer: Answer,
+    },
     /// A message that came over a stream from `from`, whose tunnel has proven
     /// that it is that node; `key` is that node's registered key.
-    Received { from: NodeId, message: Message, key: Option<[u8; 32]> },
+    Received {
+        from: NodeId,
+        message: Message,
+        key: Option<[u8; 32]>,
+    },
     /// A request that waited at the registry.
-    RelayedRequest { from: NodeId, justification: String, key: Option<[u8; 32]> },
+    RelayedRequest {
+        from: NodeId,
+        justification: String,
+        key: Option<[u8; 32]>,
+    },
     /// An answer that waited at the registry.
-    RelayedAnswer { from: NodeId, accept: bool, key: Option<[u8; 32]> },
+    RelayedAnswer {
+        from: NodeId,
+        accept: bool,
+        key: Option<[u8; 32]>,
+    },
     /// The registry's key of a peer that was trusted without a known key.
-    KeyLearned { node: NodeId, key: [u8; 32] },
+    KeyLearned {
+        node: NodeId,
+        key: [u8; 32],
+    },
     /// The registry knows that trust with a peer ended.
-    RevocationKnown { node: NodeId },
+    RevocationKnown {
+        node: NodeId,
+    },
     /// The node is registered (again): the registry is told what it must know.
     Joined,
     /// A request of ours could not be brought anywhere.
-    RequestFailed { node: NodeId },
+    RequestFailed {
+        node: NodeId,
+    },
 }
 
 /// Commands for the trust task. Cheap to clone.
@@ -53,7 +90,7 @@ pub struct TrustHandle {
 /// The trust task's end of a [`TrustHandle`].
 #[derive(Debug)]
 pub struct TrustInbox {
-    pub(super) commands: mpsc::Receiver<Command>,
+    pub(crate) commands: mpsc::Receiver<Command>,
 }
 
 /// A handle and the end that [`super::spawn`] takes.

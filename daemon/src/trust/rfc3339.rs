@@ -17,10 +17,13 @@ pub(super) fn parse(text: &str) -> Option<i64> {
         let digits = text.get(range)?;
         digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
     };
-    let mark = |at: usize, marks: &[u8]| {
-        text.as_bytes().get(at).filter(|b| marks.contains(b)).map(drop)
-    };
-    mark(4, b"-").and(mark(7, b"-")).and(mark(10, b"Tt ")).and(mark(13, b":")).and(mark(16, b":"))?;
+    let mark =
+        |at: usize, marks: &[u8]| text.as_bytes().get(at).filter(|b| marks.contains(b)).map(drop);
+    mark(4, b"-")
+        .and(mark(7, b"-"))
+        .and(mark(10, b"Tt "))
+        .and(mark(13, b":"))
+        .and(mark(16, b":"))?;
     let (y, m, d) = (part(0..4)?, part(5..7)?, part(8..10)?);
     let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);
     let valid = (1..=12).contains(&m) && (1..=31).contains(&d) && hour < 24 && minute < 60;
@@ -85,7 +88,9 @@ mod tests {
         assert_eq!(format(4_102_444_799), "2099-12-31T23:59:59Z");
         assert_eq!(parse("2000-02-29T13:34:56.789+01:00"), Some(951_827_696));
         assert_eq!(parse("2000-02-29T07:04:56-05:30"), Some(951_827_696));
-        for bad in ["", "2000", "2000-13-01T00:00:00Z", "2000-01-01T00:00:00", "2000-01-01T00:00:00+1:00"] {
+        for bad in
+            ["", "2000", "2000-13-01T00:00:00Z", "2000-01-01T00:00:00", "2000-01-01T00:00:00+1:00"]
+        {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

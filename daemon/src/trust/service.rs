@@ -79,8 +79,7 @@ impl MessageReader {
             return Err(invalid("the message is longer than 4096 bytes"));
         }
         self.bytes.extend_from_slice(bytes);
-        let mut messages =
-            serde_json::Deserializer::from_slice(&self.bytes).into_iter::<Message>();
+        let mut messages = serde_json::Deserializer::from_slice(&self.bytes).into_iter::<Message>();
         match messages.next() {
             None => Ok(None),
             Some(Ok(message)) => Ok(Some(message)),

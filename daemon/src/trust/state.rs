@@ -263,7 +263,12 @@ impl TrustState {
     ///
     /// # Errors
     /// When nothing changes, with the reason.
-    pub fn handle(&mut self, input: Input, local: NodeId, now: i64) -> Result<Vec<Action>, Refused> {
+    pub fn handle(
+        &mut self,
+        input: Input,
+        local: NodeId,
+        now: i64,
+    ) -> Result<Vec<Action>, Refused> {
         match input {
             Input::Request { node } => self.request(node, local, now),
             Input::RequestFailed { node } => {
@@ -306,7 +311,11 @@ impl TrustState {
                 Ok(vec![Action::Save])
             }
             Input::RevocationKnown { node } => {
-                if self.revocations.remove(&node) { Ok(vec![Action::Save]) } else { Ok(vec![]) }
+                if self.revocations.remove(&node) {
+                    Ok(vec![Action::Save])
+                } else {
+                    Ok(vec![])
+                }
             }
         }
     }
@@ -366,7 +375,11 @@ impl TrustState {
                 if trusted {
                     return Ok(self.part(from, false));
                 }
-                if pending || outstanding { Ok(vec![Action::Save]) } else { Err(Refused::NotTrusted) }
+                if pending || outstanding {
+                    Ok(vec![Action::Save])
+                } else {
+                    Err(Refused::NotTrusted)
+                }
             }
         }
     }
@@ -405,7 +418,8 @@ impl TrustState {
         if self.pending.len() >= MAX_PENDING && !self.pending.contains_key(&from) {
             return Err(Refused::Full);
         }
-        self.pending.insert(from, Pending { key, justification: cut(justification), received_at: now });
+        self.pending
+            .insert(from, Pending { key, justification: cut(justification), received_at: now });
         Ok(vec![Action::Save])
     }
 
@@ -484,10 +498,10 @@ fn send(to: NodeId, kind: Kind, reason: &str) -> Action {
 
 fn check_time(timestamp: i64, now: i64) -> Result<(), Refused> {
     let age = now.saturating_sub(timestamp);
-    if age > handshake::MAX_AGE || age < -handshake::MAX_AHEAD {
-        return Err(Refused::Stale);
+    if (-handshake::MAX_AHEAD..=handshake::MAX_AGE).contains(&age) {
+        return Ok(());
     }
-    Ok(())
+    Err(Refused::Stale)
 }
 
 fn check_signature(message: &Message, key: &[u8; 32], local: NodeId) -> Result<(), Refused> {

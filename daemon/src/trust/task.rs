@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pilot_core::Permission;
-use pilot_wire::service::handshake::{self, Kind, Message};
 use pilot_wire::ipc::ErrorCode;
 use pilot_wire::registry::PublicKey;
+use pilot_wire::service::handshake::{self, Kind, Message};
 use pilot_wire::{Address, NodeId};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -53,8 +53,11 @@ pub struct TrustParts {
 pub async fn run(parts: TrustParts, inbox: TrustInbox) {
     let mut inbox = inbox;
     parts.pins.follow(&parts.state);
-    let courier =
-        Courier { member: parts.member.clone(), node: parts.node.clone(), pins: parts.pins.clone() };
+    let courier = Courier {
+        member: parts.member.clone(),
+        node: parts.node.clone(),
+        pins: parts.pins.clone(),
+    };
     let mut task = Task { parts, courier, running: JoinSet::new() };
     loop {
         tokio::select! {
@@ -120,9 +123,12 @@ impl Task {
             }
             Command::RelayedAnswer { from, accept, key } => {
                 let kind = if accept { Kind::Accept } else { Kind::Reject };
-                self.heard(from, kind, "registry", Input::RelayedAnswer { from, accept, key }).await;
+                self.heard(from, kind, "registry", Input::RelayedAnswer { from, accept, key })
+                    .await;
             }
-            Command::KeyLearned { node, key } => self.quietly(Input::KeyLearned { node, key }).await,
+            Command::KeyLearned { node, key } => {
+                self.quietly(Input::KeyLearned { node, key }).await
+            }
             Command::RevocationKnown { node } => {
                 self.quietly(Input::RevocationKnown { node }).await;
             }
@@ -360,7 +366,9 @@ impl Courier {
         match action {
             // Done before, in order.
             Action::Save | Action::Permit(_) | Action::Forbid(_) => {}
-            Action::Report(node) => log(node, "report of trust", self.member.report_trust(node).await),
+            Action::Report(node) => {
+                log(node, "report of trust", self.member.report_trust(node).await)
+            }
             Action::Send { to, kind, reason } => {
                 log(to, "handshake message", self.deliver(to, kind, "", &reason).await);
             }

@@ -74,8 +74,7 @@ fn a_request_waits_until_it_is_approved() {
 fn a_request_can_be_rejected() {
     let mut state = TrustState::default();
     heard(&mut state, Kind::Request).unwrap();
-    let actions =
-        state.handle(Input::Reject { node: PEER, reason: "no".into() }, ME, NOW).unwrap();
+    let actions = state.handle(Input::Reject { node: PEER, reason: "no".into() }, ME, NOW).unwrap();
     assert_eq!(actions, [Action::Save, send(PEER, Kind::Reject, "no")]);
     assert_eq!(state.pending().len() + state.trusted().len(), 0);
 }
@@ -135,9 +134,7 @@ fn who_is_trusted_is_told_again() {
 #[test]
 fn trust_ends_from_either_side() {
     let mut state = trusting();
-    let parted = |tell| {
-        vec![Action::Save, Action::Forbid(PEER), Action::Part { from: PEER, tell }]
-    };
+    let parted = |tell| vec![Action::Save, Action::Forbid(PEER), Action::Part { from: PEER, tell }];
     assert_eq!(state.handle(Input::Revoke { node: PEER }, ME, NOW).unwrap(), parted(true));
     assert!(state.trusted().is_empty() && state.revocations().contains(&PEER));
     let again = state.handle(Input::Revoke { node: PEER }, ME, NOW);
@@ -170,7 +167,10 @@ fn a_message_must_be_its_senders() {
         (arrived(Message { public_key: String::new(), ..good.clone() }), Refused::WrongKey),
         (arrived(Message { signature: String::new(), ..good.clone() }), Refused::BadSignature),
         (
-            arrived(Message { signature: message(NodeId(3), Kind::Accept).signature, ..good.clone() }),
+            arrived(Message {
+                signature: message(NodeId(3), Kind::Accept).signature,
+                ..good.clone()
+            }),
             Refused::BadSignature,
         ),
         (arrived(Message { timestamp: NOW - 301, ..good.clone() }), Refused::Stale),
@@ -218,10 +218,9 @@ fn a_pinned_key_stands() {
     let mut forged = message(PEER, Kind::Revoke);
     let other = key(NodeId(9));
     forged.public_key = registry::PublicKey(public(NodeId(9))).to_string();
-    forged.signature = registry::Signature(
-        other.sign(handshake::challenge(PEER, ME).as_bytes()).to_bytes(),
-    )
-    .to_string();
+    forged.signature =
+        registry::Signature(other.sign(handshake::challenge(PEER, ME).as_bytes()).to_bytes())
+            .to_string();
     let input = Input::Message { from: PEER, message: forged, key: Some(public(NodeId(9))) };
     assert_eq!(state.handle(input, ME, NOW), Err(Refused::WrongKey));
     assert!(state.trusted().contains_key(&PEER));
