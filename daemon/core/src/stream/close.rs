@@ -77,7 +77,7 @@ impl Stream {
     pub(super) fn on_fin(&mut self, header: &Header, payload_len: usize) {
         let end = self.receive_offset(header.seq) + i64::try_from(payload_len).unwrap_or(0);
         if let Ok(end) = u64::try_from(end) {
-            self.recv.set_end(end);
+            self.recv.set_end_within(end);
         }
     }
 

@@ -97,6 +97,16 @@ impl RecvSide {
         self.ack_now = true;
     }
 
+    /// As [`RecvSide::set_end`], for a peer that keeps to the window: an end
+    /// beyond what it may send is not believed.
+    pub(crate) fn set_end_within(&mut self, end: u64) {
+        let allowed = self.edge.max(self.next + (self.free() as u64).max(WINDOW_UNIT));
+        if end <= allowed {
+            self.set_end(end);
+        }
+        self.ack_now = true;
+    }
+
     pub(crate) fn end(&self) -> Option<u64> {
         self.end
     }
