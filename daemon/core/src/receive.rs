@@ -316,8 +316,15 @@ impl Core {
         if let Some(remains) = self.remains.get_mut(&key) {
             remains.until = until;
             let remains = *remains;
-            let answer = fin && (remains.ours || !header.flags.contains(Flags::ACK));
-            if answer || (remains.ours && !fin) {
+            // A bare acknowledgement is never answered: the other side may be
+            // no more than this either, and the two would go on for ever.
+            let bare = payload.is_empty() && header.seq == remains.ack;
+            let answer = match (remains.ours, fin) {
+                (true, true) => true,
+                (true, false) => !bare,
+                (false, _) => fin && !header.flags.contains(Flags::ACK),
+            };
+            if answer {
                 let mut flags = Flags::ACK;
                 let mut ack = remains.ack;
                 if !remains.ours {
@@ -452,7 +459,12 @@ impl Core {
         let peer = &mut self.peers[slot];
         peer.epoch = peer.epoch.wrapping_add(1);
         match via {
-            Via::Direct(from) => peer.path.offer_endpoint(from, now),
+            // The exchange may be a recorded one: it fills a gap, but moves
+            // nothing. A peer that has moved is followed by its next frame.
+            Via::Direct(from) if peer.path.endpoint.is_none() => {
+                peer.path.offer_endpoint(from, now);
+            }
+            Via::Direct(_) => {}
             Via::Relay(_) => {
                 if peer.path.heard_relayed(now) {
                     self.relay_activated(slot);

@@ -26,6 +26,9 @@ const EXCHANGES_BEFORE_ASKING: u32 = 2;
 /// Unanswered exchange frames after which an exchange that nothing waits for
 /// is given up.
 const MAX_IDLE_EXCHANGES: u32 = 5;
+/// Ended streams that late packets are answered for; beyond it the oldest is
+/// forgotten, and a late packet for it gets a RST.
+const MAX_REMAINS: usize = 65_536;
 
 impl Core {
     /// What to do next. Transmissions are put into `buffer`, which is cleared
@@ -226,6 +229,11 @@ impl Core {
         let key = self.detach(slot);
         self.forget_stream(slot);
         if let Some(remains) = remains {
+            if self.remains_until.len() >= MAX_REMAINS
+                && let Some((_, oldest)) = self.remains_until.pop_front()
+            {
+                self.remains.remove(&oldest);
+            }
             self.remains.insert(key, remains);
             self.remains_until.push_back((until, key));
         }

@@ -32,6 +32,8 @@ struct LocalKey {
     secret: StaticSecret,
     public: X25519Public,
     born: Time,
+    /// A session of it was dropped.
+    spent: bool,
 }
 
 /// An exchange that this side started and the peer has not answered.
@@ -149,7 +151,9 @@ impl Tunnel {
             let recent = self.last_sent_key.is_some_and(|t| now.since(t) < ANSWER_INTERVAL);
             return Accepted::Repeated { answer: !recent };
         }
-        let usable = |l: &LocalKey| answered || now.since(l.born) < LOCAL_KEY_REUSE;
+        let usable = |l: &LocalKey| {
+            !l.spent && (answered || now.since(l.born) < LOCAL_KEY_REUSE)
+        };
         if !self.local.as_ref().is_some_and(usable) {
             self.local = Some(fresh_key(rng, now));
         }
@@ -181,6 +185,12 @@ impl Tunnel {
                 .rev()
                 .find(|&i| Some((self.sessions[i].local, self.sessions[i].remote)) != self.send);
             let Some(old) = victim.and_then(|i| self.sessions.remove(i)) else { break };
+            // The list of retired keys forgets in the end. So that the same
+            // pair never makes the same session again, with an empty replay
+            // window, our key answers no further exchange.
+            if let Some(local) = self.local.as_mut().filter(|l| l.public == old.local) {
+                local.spent = true;
+            }
             self.retire(old.remote);
         }
     }
@@ -257,7 +267,7 @@ fn fresh_key(rng: &mut StdRng, now: Time) -> LocalKey {
     rng.fill_bytes(&mut bytes);
     let secret = StaticSecret::from(bytes);
     let public = PublicKey::from(&secret).to_bytes();
-    LocalKey { secret, public, born: now }
+    LocalKey { secret, public, born: now, spent: false }
 }
 
 fn retry_pause(attempts: u32) -> Duration {
