@@ -2,6 +2,16 @@
 
 use std::time::Duration;
 
+/// Congestion control of a node's streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// CUBIC (RFC 9438) with HyStart++ (RFC 9406).
+    #[default]
+    Cubic,
+    /// NewReno, as the published protocol describes it.
+    NewReno,
+}
+
 /// What a core may use and how long it waits. Every field has a default; the
 /// driver overrides what its own configuration names.
 #[derive(Clone, Debug)]
@@ -36,6 +46,8 @@ pub struct Config {
     pub rekey_frames: u64,
     /// Peers with tunnel state; beyond it the one unheard for longest goes.
     pub max_peers: usize,
+    /// How streams share a bottleneck.
+    pub congestion: CongestionControl,
     /// Whether small writes are gathered (Nagle) unless a stream opts out.
     pub nagle: bool,
 }
@@ -57,6 +69,7 @@ impl Default for Config {
             rekey_after: Duration::from_secs(3600),
             rekey_frames: 1 << 32,
             max_peers: 65_536,
+            congestion: CongestionControl::default(),
             nagle: true,
         }
     }

@@ -18,7 +18,7 @@ use rand::RngExt;
 use crate::core::{Core, Key};
 use crate::event::{Event, Permission, Refusal};
 use crate::peer::Outgoing;
-use crate::stream::{Reaction, Stream};
+use crate::stream::{Reaction, State, Stream};
 use crate::time::Time;
 use crate::tunnel::{Accepted, OpenError};
 
@@ -123,6 +123,9 @@ impl Core {
         self.counters.pkts_recv += 1;
         self.counters.bytes_recv += len as u64;
         self.heard(slot, via, newest, now);
+        if self.peers[slot].tunnel.take_switched() {
+            self.repeat_syns(slot);
+        }
         self.on_packet(slot, &packet, via, now);
     }
 
@@ -455,6 +458,16 @@ impl Core {
         }
     }
 
+    /// The peer opens our frames from now on: dials need not wait for the SYN
+    /// timer.
+    fn repeat_syns(&mut self, slot: usize) {
+        let node = self.peers[slot].node;
+        for index in self.slots(|s| s.remote.address.node == node && s.state == State::SynSent) {
+            self.streams[index].repeat_syn();
+            self.touch(index);
+        }
+    }
+
     fn new_session(&mut self, slot: usize, via: Via, answer: bool, rekeyed: bool, now: Time) {
         let peer = &mut self.peers[slot];
         peer.epoch = peer.epoch.wrapping_add(1);
@@ -480,6 +493,9 @@ impl Core {
             // Shows the peer that we hold the new key, so that it may use it.
             let token = self.rng.random();
             self.ping(slot, token, 0, None);
+        }
+        if self.peers[slot].tunnel.take_switched() {
+            self.repeat_syns(slot);
         }
         self.probe_path(slot, now);
         self.queue_peer(slot);

@@ -21,7 +21,7 @@ mod transmit;
 use std::time::Duration;
 
 use bytes::Bytes;
-use congestion::{Controller, NewReno};
+use congestion::{Controller, Cubic, NewReno, Sample};
 use pilot_wire::SocketAddress;
 use pilot_wire::options::Options;
 use pilot_wire::packet::{Flags, Header, Protocol};
@@ -31,7 +31,7 @@ use rtt::Rtt;
 use send::{Acked, SendSide};
 pub(crate) use close::Remains;
 
-use crate::config::Config;
+use crate::config::{Config, CongestionControl};
 use crate::event::{CloseReason, DialFailure, Event, Read, StreamId};
 use crate::time::Time;
 
@@ -159,7 +159,10 @@ impl Stream {
             send: SendSide::default(),
             recv: RecvSide::new(config.receive_buffer),
             rtt: Rtt::default(),
-            congestion: Box::new(NewReno::new(PUBLISHED_SEGMENT)),
+            congestion: match config.congestion {
+                CongestionControl::Cubic => Box::new(Cubic::new()),
+                CongestionControl::NewReno => Box::new(NewReno::new()),
+            },
             right_edge: 0,
             peer_segments: 1,
             peer_window: 0,
@@ -485,21 +488,31 @@ impl Stream {
         }
         if lost > 0 {
             self.stats.fast_retx += 1;
-            self.enter_recovery(in_flight, segment);
+            self.enter_recovery(in_flight, segment, now);
         }
         let growing = self.recovery.is_none() || self.timeout_recovery;
-        if acked.delivered > 0 && growing && in_flight * 2 >= self.congestion.window() {
-            self.congestion.on_ack(acked.delivered, segment);
+        if acked.delivered > 0 && growing {
+            self.congestion.on_ack(Sample {
+                now,
+                acked: acked.delivered,
+                segment,
+                rtt: acked.rtt,
+                smoothed: self.rtt.smoothed().unwrap_or_default(),
+                una: self.send.una(),
+                next: self.send.next(),
+                // Half a window in flight: batches never fill it to the byte.
+                limited: in_flight * 2 >= self.congestion.window(),
+            });
         }
         if acked.delivered > 0 || self.fin == Fin::Acked {
             self.rearm(now);
         }
     }
 
-    fn enter_recovery(&mut self, in_flight: usize, segment: usize) {
+    fn enter_recovery(&mut self, in_flight: usize, segment: usize, now: Time) {
         if self.recovery.is_none() {
             self.recovery = Some(self.send.next());
-            self.congestion.on_loss(in_flight, segment);
+            self.congestion.on_loss(in_flight, segment, now);
         }
     }
 

@@ -307,6 +307,14 @@ impl Stream {
         alarm.relay = t.syns == SYNS_BEFORE_RELAY;
     }
 
+    /// The SYNs sent so far could not be opened: send one now.
+    pub(crate) fn repeat_syn(&mut self) {
+        if self.timers.syn_at.take().is_some() {
+            self.timers.syns -= 1;
+            self.timers.syn_due = true;
+        }
+    }
+
     /// The path now leads through the beacon: the SYN clock starts again.
     pub(crate) fn relayed(&mut self) {
         if self.state == State::SynSent && self.timers.relayed_at.is_none() {
@@ -327,7 +335,7 @@ impl Stream {
         if due(self.send.reordering_deadline()) {
             let in_flight = self.send.in_flight();
             if self.send.detect_losses(&self.rtt, now) > 0 {
-                self.enter_recovery(in_flight, self.segment_guess());
+                self.enter_recovery(in_flight, self.segment_guess(), now);
             }
         }
         if due(self.timers.small_since.map(|at| at + NAGLE_FLUSH)) {
@@ -363,7 +371,7 @@ impl Stream {
         let in_flight = self.send.in_flight();
         if self.timers.timeouts == 0 {
             // One reaction per episode; later timeouts only back off.
-            self.congestion.on_timeout(in_flight, self.segment_guess());
+            self.congestion.on_timeout(in_flight, self.segment_guess(), now);
         }
         self.timers.timeouts += 1;
         self.recovery = Some(self.send.next());

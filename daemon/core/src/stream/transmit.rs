@@ -276,7 +276,12 @@ impl Stream {
     }
 
     fn emitted_data(&mut self, span: Span, now: Time) {
-        self.timers.last_segment = self.timers.last_segment.max(span.len);
+        if span.len > self.timers.last_segment {
+            self.timers.last_segment = span.len;
+            if self.send.una() == 0 {
+                self.congestion.on_segment_size(span.len);
+            }
+        }
         self.send.sent(span, now);
         self.stats.bytes_sent += span.len as u64;
         if span.again {

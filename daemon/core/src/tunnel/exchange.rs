@@ -59,6 +59,8 @@ pub(crate) struct Tunnel {
     sessions: VecDeque<Session>,
     /// Key of the session to send under; see [`Tunnel::sending`].
     send: Option<(X25519Public, X25519Public)>,
+    /// Sending has moved to another session since last asked.
+    switched: bool,
     outstanding: Option<Outstanding>,
     retired: VecDeque<X25519Public>,
     last_sent_key: Option<Time>,
@@ -172,6 +174,7 @@ impl Tunnel {
         // a recorded one.
         if answered || self.send.is_none() {
             self.send = Some(keys);
+            self.switched = true;
         }
         Accepted::New { answer: !answered, rekeyed }
     }
@@ -250,8 +253,15 @@ impl Tunnel {
         let newer_born = newer.born;
         let current = self.send.and_then(|k| self.session_mut(k)).map(|s| s.born);
         if current.is_none_or(|born| newer_born >= born) {
+            self.switched |= self.send != Some(keys);
             self.send = Some(keys);
         }
+    }
+
+    /// Whether sending has moved to another session since the last call: what
+    /// was sent before may have gone to a peer that could not open it.
+    pub(crate) fn take_switched(&mut self) -> bool {
+        std::mem::take(&mut self.switched)
     }
 
     /// Whether the session that is sent under should be replaced.

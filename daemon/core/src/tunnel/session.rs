@@ -36,6 +36,8 @@ pub(crate) struct Session {
     pub(crate) confirmed: bool,
     key: LessSafeKey,
     send: Nonce,
+    /// Where the counter stood when this session began to be sent under.
+    first: u64,
     windows: Vec<([u8; 4], ReplayWindow)>,
 }
 
@@ -63,12 +65,34 @@ impl Session {
         let mut prefix = prefix;
         prefix[0] = prefix[0] & 0x7F | if local > remote { 0x80 } else { 0 };
         let send = Nonce { prefix, counter: 0 };
-        Some(Self { local, remote, born: now, confirmed: false, key, send, windows: Vec::new() })
+        Some(Self {
+            local,
+            remote,
+            born: now,
+            confirmed: false,
+            key,
+            send,
+            first: 0,
+            windows: Vec::new(),
+        })
     }
 
     /// Frames sealed so far.
     pub(crate) fn sealed(&self) -> u64 {
+        self.send.counter - self.first
+    }
+
+    /// The counter used last.
+    pub(crate) fn counter(&self) -> u64 {
         self.send.counter
+    }
+
+    /// Goes on above `counter`, if that is higher than the own one.
+    pub(crate) fn continue_above(&mut self, counter: u64) {
+        if counter > self.send.counter {
+            self.first += counter - self.send.counter;
+            self.send.counter = counter;
+        }
     }
 
     /// Whether the peer sends under the prefix that we use, so that a nonce

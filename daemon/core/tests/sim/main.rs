@@ -4,6 +4,7 @@
 //! -- --nocapture`.
 
 mod app;
+mod throughput;
 mod world;
 
 use std::time::Duration;
@@ -34,6 +35,7 @@ fn bad_link(rng: &mut StdRng) -> Link {
         jitter: Duration::from_micros(rng.random_range(1..200_000)),
         mtu: [1232, 1452, 9000, 65_507][rng.random_range(0..4)],
         rate: [0, 0, 1_250_000][rng.random_range(0..3)],
+        queue: 0,
     }
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct Link {
     pub(crate) mtu: usize,
     /// Bytes per second; 0 is without limit.
     pub(crate) rate: u64,
+    /// Bytes that wait for the link; more are dropped. 0 is without limit.
+    pub(crate) queue: u64,
 }
 
 impl Link {
@@ -37,6 +39,7 @@ impl Link {
             jitter: Duration::ZERO,
             mtu: 65_507,
             rate: 0,
+            queue: 0,
         }
     }
 }
@@ -187,6 +190,10 @@ impl World {
             let mut arrival = self.now + self.link.delay;
             if self.link.rate > 0 {
                 let node = &mut self.nodes[from];
+                let waiting = node.link_free.since(self.now).as_secs_f64() * self.link.rate as f64;
+                if self.link.queue > 0 && waiting + datagram.len() as f64 > self.link.queue as f64 {
+                    return;
+                }
                 let wire = Duration::from_secs_f64(datagram.len() as f64 / self.link.rate as f64);
                 node.link_free = node.link_free.max(self.now) + wire;
                 arrival = node.link_free + self.link.delay;

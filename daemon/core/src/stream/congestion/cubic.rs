@@ -1,0 +1,157 @@
+//! CUBIC (RFC 9438) with HyStart++ (RFC 9406).
+
+use std::time::Duration;
+
+use super::hystart::{Growth, HyStart};
+use super::{Controller, MIN_SEGMENTS, Sample, initial_window};
+use crate::time::Time;
+
+/// RFC 9438, section 4.1 and 4.6.
+const C: f64 = 0.4;
+const BETA: f64 = 0.7;
+/// Additive increase of the Reno-friendly region (section 4.3).
+const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
+
+/// A congestion avoidance stage. Windows in segments.
+#[derive(Clone, Copy, Debug)]
+struct Epoch {
+    start: Time,
+    /// Seconds until the cubic curve is back at `w_max`.
+    k: f64,
+    origin: f64,
+    /// What Reno would have.
+    w_est: f64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Cubic {
+    /// Bytes; fractions gather between acknowledgements.
+    window: f64,
+    threshold: usize,
+    /// Window before the last reduction, in bytes.
+    w_max: f64,
+    epoch: Option<Epoch>,
+    hystart: HyStart,
+}
+
+impl Cubic {
+    pub(crate) fn new() -> Self {
+        Self {
+            window: initial_window(0) as f64,
+            threshold: usize::MAX,
+            w_max: 0.0,
+            epoch: None,
+            hystart: HyStart::default(),
+        }
+    }
+
+    fn slow_start(&mut self, sample: &Sample) {
+        // After a loss HyStart has nothing to find (RFC 9406, section 4.3).
+        let first = self.threshold == usize::MAX;
+        if !first {
+            self.window += sample.acked as f64;
+            return;
+        }
+        match self.hystart.on_ack(sample) {
+            Growth::By(bytes) => self.window += bytes as f64,
+            Growth::Leave(bytes) => {
+                self.window += bytes as f64;
+                self.threshold = bytes_of(self.window);
+            }
+        }
+    }
+
+    /// Section 4.2 to 4.5.
+    fn avoidance(&mut self, sample: &Sample) {
+        let segment = sample.segment.max(1) as f64;
+        let window = self.window / segment;
+        let w_max = self.w_max / segment;
+        let epoch = self.epoch.get_or_insert_with(|| {
+            let below = (w_max - window).max(0.0);
+            Epoch {
+                start: sample.now,
+                k: (below / C).cbrt(),
+                origin: w_max.max(window),
+                w_est: window,
+            }
+        });
+        let acked = sample.acked as f64 / segment;
+        let alpha = if epoch.w_est >= w_max { 1.0 } else { ALPHA };
+        epoch.w_est += alpha * acked / window;
+        let t = sample.now.since(epoch.start) + sample.smoothed;
+        let target = cubic(*epoch, t).clamp(window, 1.5 * window);
+        let w_now = cubic(*epoch, sample.now.since(epoch.start));
+        if w_now < epoch.w_est {
+            self.window = self.window.max(epoch.w_est * segment);
+        } else {
+            self.window += (target - window) / window * acked * segment;
+        }
+    }
+
+    fn reduce(&mut self, in_flight: usize, segment: usize) {
+        // Fast convergence (section 4.7).
+        self.w_max = if self.window < self.w_max {
+            self.window * (1.0 + BETA) / 2.0
+        } else {
+            self.window
+        };
+        let reduced = bytes_of(in_flight as f64 * BETA);
+        self.threshold = reduced.max(MIN_SEGMENTS * segment);
+        self.epoch = None;
+    }
+}
+
+impl Controller for Cubic {
+    fn window(&self) -> usize {
+        bytes_of(self.window)
+    }
+
+    fn threshold(&self) -> usize {
+        self.threshold
+    }
+
+    fn on_segment_size(&mut self, segment: usize) {
+        self.window = self.window.max(initial_window(segment) as f64);
+    }
+
+    fn on_ack(&mut self, sample: Sample) {
+        if !sample.limited {
+            // Not the window but the application was the limit: the curve must
+            // not run ahead (section 5.8).
+            if let Some(epoch) = &mut self.epoch {
+                epoch.start = epoch.start + sample.smoothed.min(Duration::from_millis(1));
+            }
+            return;
+        }
+        if self.window() < self.threshold {
+            self.slow_start(&sample);
+        } else {
+            self.avoidance(&sample);
+        }
+    }
+
+    fn on_loss(&mut self, in_flight: usize, segment: usize, _now: Time) {
+        self.reduce(in_flight, segment);
+        self.window = self.threshold as f64;
+    }
+
+    fn on_timeout(&mut self, in_flight: usize, segment: usize, _now: Time) {
+        self.reduce(in_flight, segment);
+        self.window = segment as f64;
+    }
+}
+
+/// The cubic function W(t), in segments (section 4.2, figure 1).
+fn cubic(epoch: Epoch, t: Duration) -> f64 {
+    C * (t.as_secs_f64() - epoch.k).powi(3) + epoch.origin
+}
+
+/// A window that is never negative and never beyond what a send buffer holds.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "floats saturate, and windows are positive"
+)]
+fn bytes_of(window: f64) -> usize {
+    window as usize
+}
