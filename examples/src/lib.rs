@@ -1,6 +1,7 @@
 //! What the example programs share: how they are told which daemon to use.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use pilot_sdk::{Client, ConnectError};
 
@@ -33,4 +34,15 @@ impl Daemon {
 pub async fn own_address(client: &Client) -> Result<String, pilot_sdk::Error> {
     let info = client.info().await?;
     Ok(if info.node_id.0 == 0 { "(not registered yet)".to_owned() } else { info.address })
+}
+
+/// The exit status of a program; a failure is told in one line.
+pub fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -19,8 +19,11 @@ struct Options {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
+async fn main() -> std::process::ExitCode {
+    pilot_examples::finish(run(Options::parse()).await)
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
     let client = options.daemon.connect().await?;
     let listener = client.listen(options.port).await?;
     println!("echoing on {}:{}", own_address(&client).await?, options.port);

@@ -50,8 +50,11 @@ const BLOCK: usize = 256 * 1024;
 const HASH_LEN: usize = 32;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
+async fn main() -> std::process::ExitCode {
+    pilot_examples::finish(run(Options::parse()).await)
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
     let client = options.daemon.connect().await?;
     match options.command {
         Command::Receive { port, dir } => receive(&client, port, &dir).await,

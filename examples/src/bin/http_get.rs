@@ -26,8 +26,11 @@ struct Options {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
+async fn main() -> std::process::ExitCode {
+    pilot_examples::finish(run(Options::parse()).await)
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
     let (target, path) = split(&options.url, options.port);
     let client = options.daemon.connect().await?;
     let stream = client.dial(&target).await.with_context(|| format!("cannot reach {target}"))?;

@@ -136,7 +136,7 @@ async fn peers_can_be_searched() {
     let user = User::new(home, &socket);
     let data = user.run(&["peers"]).await.data();
     assert_eq!(data["total"], 1);
-    assert_eq!(data["peers"][0]["path"], "direct", "unknown keys are passed on");
+    assert_eq!(data["peers"][0]["relay"], false, "unknown keys are passed on");
     assert_eq!(user.run(&["peers", "--search", "4000"]).await.data()["total"], 1);
     let data = user.run(&["peers", "--search", "zzz"]).await.data();
     assert_eq!(data, json!({"peers": null, "total": 0}));

@@ -204,10 +204,7 @@ impl Conn {
     }
 
     /// Takes received bytes without copying; `None` when the data has ended.
-    pub(crate) fn poll_chunk(
-        &self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Taken>, Error>> {
+    pub(crate) fn poll_chunk(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Taken>, Error>> {
         let mut r = lock(&self.receive);
         let data = match r.queue.pop_front() {
             Some(Chunk::Slice(data)) => data,

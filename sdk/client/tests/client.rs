@@ -303,7 +303,7 @@ async fn settings_and_typed_answers() {
     assert_eq!(info.extra["version"], "mock", "unknown keys are kept");
     assert_eq!(info.conn_list[0].id, stream.id());
     assert_eq!(info.conn_list[0].extra["no_delay"], true);
-    assert_eq!(info.peer_list[0].extra["path"], "direct");
+    assert_eq!(info.peer_list[0].extra["relay"], false);
     assert_eq!(client.info_json().await.expect("info")["uptime_secs"], 61);
     assert_eq!(client.resolve("agent-b").await.expect("resolve").node_id.0, 2);
     assert_eq!(client.pending().await.expect("pending")[0].justification, "let me in");

@@ -1,7 +1,7 @@
 //! `peers`: the nodes this daemon has a tunnel to.
 
 use pilot_sdk::PeerInfo;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::Args;
 use crate::cx::Cx;
@@ -40,7 +40,12 @@ pub(super) fn table(cx: &Cx, list: &[PeerInfo]) -> String {
     let rows: Vec<_> = list
         .iter()
         .map(|p| {
-            let path = p.extra.get("path").and_then(|v| v.as_str()).unwrap_or_default();
+            let path = match p.extra.get("relay").and_then(Value::as_bool) {
+                Some(true) => "relayed",
+                Some(false) => "direct",
+                // A published daemon does not say.
+                None => "",
+            };
             vec![
                 p.node_id.to_string(),
                 or_dash(&p.endpoint),

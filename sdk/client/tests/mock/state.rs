@@ -450,7 +450,7 @@ impl State {
             "public_key": "b3diX1maisstt+C7Yrt+aWCFqWZPL2bbNY3X2O5NlWg=", "owner": "",
             "bytes_sent": 10, "bytes_recv": 20, "pkts_sent": 1, "pkts_recv": 2,
             "peer_list": [{"node_id":2,"endpoint":"127.0.0.1:4000","encrypted":true,
-                           "authenticated":true,"path":"direct"}],
+                           "authenticated":true,"relay":false}],
             "conn_list": conns, "version": "mock",
         })
     }
