@@ -8,6 +8,7 @@
 mod clients;
 mod commands;
 mod conn;
+mod ending;
 mod events;
 mod handle;
 mod hub;

@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use super::clients::Clients;
 use super::commands::Served;
 use super::conn::{Conn, Owner};
+use super::ending::Ending;
 use super::handle::{DialFailure, NodeInbox, Order};
 use super::hub::{Answered, Hub, Listener};
 use super::plane::Plane;
@@ -95,15 +96,9 @@ pub async fn run(parts: NodeParts) {
     node.run().await;
 }
 
-/// A graceful end under way.
-struct Ending {
-    deadline: Instant,
-    done: Vec<oneshot::Sender<()>>,
-}
-
-struct Node {
-    hub: Hub,
-    clients: Clients,
+pub(super) struct Node {
+    pub(super) hub: Hub,
+    pub(super) clients: Clients,
     ready: Arc<ReadyList>,
     udp: Udp,
     /// Gone once the node is ending.
@@ -114,7 +109,7 @@ struct Node {
     buffer: Vec<u8>,
     /// The batch in the buffer did not go out from this offset on; the core is
     /// not asked for more until it has.
-    blocked: Option<(Transmit, usize)>,
+    pub(super) blocked: Option<(Transmit, usize)>,
     /// When the core wants its next timeout.
     wake_at: Option<Time>,
     sleep: Pin<Box<Sleep>>,
@@ -124,7 +119,7 @@ struct Node {
     max_clients: usize,
     /// No client is accepted before.
     accept_again: Option<Instant>,
-    ending: Option<Ending>,
+    pub(super) ending: Option<Ending>,
 }
 
 impl Node {
@@ -145,6 +140,7 @@ impl Node {
             }
         }
         info!(streams = self.hub.core.open_streams(), "loop ended");
+        self.reset_the_rest();
         // The socket file goes before anybody is told that the loop has ended.
         self.listener = None;
         for done in self.ending.map(|e| e.done).unwrap_or_default() {
@@ -163,6 +159,7 @@ impl Node {
         }
         more |= self.take_orders();
         self.serve_ready();
+        more |= self.end_turn();
         more |= self.drain();
         if self.pass_on() {
             // What was read opened windows, which the peers are to know.
@@ -233,7 +230,7 @@ impl Node {
 
     /// Lets the core work until it waits, a cap is reached or the socket is
     /// full.
-    fn drain(&mut self) -> bool {
+    pub(super) fn drain(&mut self) -> bool {
         if let Some((batch, offset)) = self.blocked.take() {
             match self.udp.send(batch, &self.buffer, offset) {
                 Sent::All => {}
@@ -271,7 +268,7 @@ impl Node {
 
     /// Passes readable data to clients and writes to them. Returns whether
     /// anything was read from the core.
-    fn pass_on(&mut self) -> bool {
+    pub(super) fn pass_on(&mut self) -> bool {
         let mut read = false;
         for id in std::mem::take(&mut self.clients.dirty) {
             let Some(client) = self.clients.all.get_mut(&id) else { continue };
@@ -384,27 +381,5 @@ impl Node {
             ControlEvent::RegistryUp => info!("registry reached"),
             ControlEvent::RegistryDown { reason } => warn!(%reason, "registry cannot be reached"),
         }
-    }
-
-    fn begin_end(&mut self, deadline: Duration, done: oneshot::Sender<()>) {
-        let deadline = Instant::now() + deadline;
-        if let Some(ending) = &mut self.ending {
-            ending.deadline = ending.deadline.min(deadline);
-            ending.done.push(done);
-            return;
-        }
-        self.ending = Some(Ending { deadline, done: vec![done] });
-        self.hub.ending = true;
-        for (port, _) in self.hub.ports.drain() {
-            self.hub.core.unlisten(port);
-        }
-        let now = self.hub.now();
-        self.hub.core.shutdown_all(now);
-    }
-
-    fn has_ended(&self) -> bool {
-        let Some(ending) = &self.ending else { return false };
-        let drained = self.hub.core.open_streams() == 0 && self.blocked.is_none();
-        drained || Instant::now() >= ending.deadline
     }
 }

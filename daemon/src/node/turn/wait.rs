@@ -8,7 +8,7 @@ use pilot_core::Time;
 use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
-use super::Node;
+use super::{Ending, Node};
 use crate::ipc::client::DATA_BOUND;
 
 /// Clients accepted per turn.
@@ -39,7 +39,7 @@ impl Node {
     }
 
     fn poll_sleep(&mut self, cx: &mut Context<'_>) -> bool {
-        let end = self.ending.as_ref().map(|e| e.deadline);
+        let end = self.ending.as_ref().map(Ending::wake_at);
         let ours = [end, self.accept_again].into_iter().flatten().map(|at| self.hub.time_of(at));
         let Some(at) = self.wake_at.into_iter().chain(ours).min() else { return false };
         // An earlier alarm does no harm, and most deadlines only move back.
