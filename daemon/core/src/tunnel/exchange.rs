@@ -173,8 +173,7 @@ impl Tunnel {
         // answering side, wait for a frame under it: the exchange frame may be
         // a recorded one.
         if answered || self.send.is_none() {
-            self.send = Some(keys);
-            self.switched = true;
+            self.send_under(keys);
         }
         Accepted::New { answer: !answered, rekeyed }
     }
@@ -253,9 +252,21 @@ impl Tunnel {
         let newer_born = newer.born;
         let current = self.send.and_then(|k| self.session_mut(k)).map(|s| s.born);
         if current.is_none_or(|born| newer_born >= born) {
-            self.switched |= self.send != Some(keys);
-            self.send = Some(keys);
+            self.send_under(keys);
         }
+    }
+
+    /// Changes the session that is sent under. Its counter goes on above those
+    /// used before: a published peer moves its replay window by frames that it
+    /// cannot open, and those of the old session that it gets after the change
+    /// would make the first of the new one look old.
+    fn send_under(&mut self, keys: (X25519Public, X25519Public)) {
+        let used = self.sessions.iter().map(Session::counter).max().unwrap_or(0);
+        if let Some(session) = self.session_mut(keys) {
+            session.continue_above(used);
+        }
+        self.switched |= self.send != Some(keys);
+        self.send = Some(keys);
     }
 
     /// Whether sending has moved to another session since the last call: what
