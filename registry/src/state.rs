@@ -2,9 +2,11 @@
 //! [`State::apply`], which depends on the state and the command alone, so that
 //! the same commands always give the same state. No I/O, no clock.
 //!
-//! Bounds: [`MAX_KEYS`] keys ever registered, [`MAX_TRUST`] trust records,
-//! [`MAX_REQUESTS`] and [`MAX_ANSWERS`] waiting per node. At the first three a
-//! request is refused, at the last the oldest answer goes.
+//! Bounds: [`MAX_KEYS`] keys ever registered, one owner text per node ID,
+//! [`MAX_TRUST`] trust records and as many withdrawals, [`MAX_REQUESTS`] and
+//! [`MAX_ANSWERS`] waiting per node. At the bound a request is refused; but a
+//! new owner text replaces the older, a withdrawal more is not remembered, and
+//! the oldest answer goes.
 
 mod apply;
 mod command;
@@ -12,7 +14,7 @@ mod names;
 mod refusal;
 mod snapshot;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -121,8 +123,15 @@ pub struct State {
     nodes: HashMap<NodeId, Node>,
     keys: HashMap<PublicKey, KeyEntry>,
     owners: HashMap<String, NodeId>,
+    /// The other way round; each node ID has one owner text at most.
+    owned: HashMap<NodeId, String>,
     hostnames: HashMap<String, NodeId>,
     trust: HashMap<(NodeId, NodeId), Stated>,
+    /// Who has refused or ended trust with whom. What a published node signs
+    /// to ask for trust is also what it signs to refuse or end it, towards the
+    /// peer, for ever; so after that a request alone, which the peer could
+    /// bring here, states no trust until the node itself has stated it again.
+    withdrawn: HashSet<(NodeId, NodeId)>,
     requests: HashMap<NodeId, Vec<HandshakeRequest>>,
     answers: HashMap<NodeId, VecDeque<HandshakeAnswer>>,
 }
@@ -135,8 +144,10 @@ impl Default for State {
             nodes: HashMap::new(),
             keys: HashMap::new(),
             owners: HashMap::new(),
+            owned: HashMap::new(),
             hostnames: HashMap::new(),
             trust: HashMap::new(),
+            withdrawn: HashSet::new(),
             requests: HashMap::new(),
             answers: HashMap::new(),
         }

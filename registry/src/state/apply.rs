@@ -52,12 +52,14 @@ impl State {
                 self.signed(*by)?;
                 self.node(*peer)?;
                 self.state_trust(by.node, *peer)?;
+                self.withdrawn.remove(&(by.node, *peer));
                 Ok(TrustReported {}.into())
             }
             Op::RevokeTrust { by, peer } => {
                 self.signed(*by)?;
-                let trust = self.trust.remove(&pair(by.node, *peer));
-                trust.map(|_| TrustRevoked {}.into()).ok_or(Refusal::NoTrust(*peer))
+                self.trust.remove(&pair(by.node, *peer)).ok_or(Refusal::NoTrust(*peer))?;
+                self.withdraw(by.node, *peer);
+                Ok(TrustRevoked {}.into())
             }
             Op::RequestHandshake { by, to, justification } => {
                 self.request_handshake(*by, *to, justification, at)
@@ -134,9 +136,13 @@ impl State {
         if node.record.owner.is_empty() && !register.owner.is_empty() {
             node.record.owner.clone_from(&register.owner);
         }
-        if !node.record.owner.is_empty() {
-            // The first node of an owner stays the one that can be recovered.
-            self.owners.entry(node.record.owner.clone()).or_insert(id);
+        // The first node of an owner stays the one that can be recovered.
+        let owner = &node.record.owner;
+        if !owner.is_empty() && !self.owners.contains_key(owner) {
+            self.owners.insert(owner.clone(), id);
+            if let Some(former) = self.owned.insert(id, owner.clone()) {
+                self.owners.remove(&former);
+            }
         }
         let mut reply = Registered {
             node_id: id,
@@ -243,6 +249,12 @@ impl State {
         Ok(())
     }
 
+    fn withdraw(&mut self, by: NodeId, peer: NodeId) {
+        if self.withdrawn.len() < MAX_TRUST {
+            self.withdrawn.insert((by, peer));
+        }
+    }
+
     fn request_handshake(
         &mut self,
         by: Signer,
@@ -259,7 +271,9 @@ impl State {
         if waiting.len() >= MAX_REQUESTS {
             return Err(Refusal::InboxFull(to));
         }
-        self.state_trust(by.node, to)?;
+        if !self.withdrawn.contains(&(by.node, to)) {
+            self.state_trust(by.node, to)?;
+        }
         self.requests.entry(to).or_default().push(HandshakeRequest {
             from_node_id: by.node,
             justification: justification.to_owned(),
@@ -275,9 +289,11 @@ impl State {
         }
         if accept {
             self.state_trust(by.node, peer)?;
+            self.withdrawn.remove(&(by.node, peer));
         } else if !self.is_mutual(by.node, peer) {
             // What was asked for is refused; a standing pair ends by revoking.
             self.trust.remove(&pair(by.node, peer));
+            self.withdraw(by.node, peer);
         }
         let answers = self.answers.entry(peer).or_default();
         if answers.len() >= MAX_ANSWERS {

@@ -64,7 +64,8 @@ pub enum Op {
     ReportTrust { by: Signer, peer: NodeId },
     /// A node ends trust, for both.
     RevokeTrust { by: Signer, peer: NodeId },
-    /// A node asks another for trust; this is its own statement of trust.
+    /// A node asks another for trust; this is its own statement of trust,
+    /// unless it has refused or ended trust with that node before.
     RequestHandshake { by: Signer, to: NodeId, justification: String },
     /// A node answers.
     RespondHandshake { by: Signer, peer: NodeId, accept: bool },

@@ -23,6 +23,8 @@ pub struct Snapshot {
     keys: Vec<(PublicKey, NodeId, bool)>,
     owners: Vec<(String, NodeId)>,
     trust: Vec<(NodeId, NodeId, bool, bool)>,
+    #[serde(default)]
+    withdrawn: Vec<(NodeId, NodeId)>,
     requests: Vec<(NodeId, Vec<HandshakeRequest>)>,
     answers: Vec<(NodeId, Vec<HandshakeAnswer>)>,
 }
@@ -58,6 +60,7 @@ impl State {
             keys: self.keys.iter().map(|(k, e)| (*k, e.node, e.proven)).collect(),
             owners: self.owners.iter().map(|(o, n)| (o.clone(), *n)).collect(),
             trust: self.trust.iter().map(|((a, b), s)| (*a, *b, s.low, s.high)).collect(),
+            withdrawn: self.withdrawn.iter().copied().collect(),
             requests: self.requests.iter().map(|(n, r)| (*n, r.clone())).collect(),
             answers: self.answers.iter().map(|(n, a)| (*n, a.iter().cloned().collect())).collect(),
         };
@@ -65,6 +68,7 @@ impl State {
         snapshot.keys.sort_unstable();
         snapshot.owners.sort_unstable();
         snapshot.trust.sort_unstable();
+        snapshot.withdrawn.sort_unstable();
         snapshot.requests.sort_unstable_by_key(|(n, _)| *n);
         snapshot.answers.sort_unstable_by_key(|(n, _)| *n);
         snapshot
@@ -111,6 +115,7 @@ impl TryFrom<Snapshot> for State {
             next_node: snapshot.next_node,
             nodes,
             keys,
+            owned: snapshot.owners.iter().map(|(o, n)| (*n, o.clone())).collect(),
             owners: snapshot.owners.into_iter().collect(),
             hostnames,
             trust: snapshot
@@ -118,6 +123,7 @@ impl TryFrom<Snapshot> for State {
                 .into_iter()
                 .map(|(a, b, low, high)| ((a, b), Stated { low, high }))
                 .collect(),
+            withdrawn: snapshot.withdrawn.into_iter().collect(),
             requests: snapshot.requests.into_iter().collect(),
             answers: snapshot.answers.into_iter().map(|(n, a)| (n, a.into())).collect(),
         })

@@ -89,6 +89,49 @@ fn an_asked_for_accept_opens_and_an_unasked_one_does_not() {
     assert!(!may(&state, 2, 3), "a refused request is no statement any more");
 }
 
+/// A refusal or revocation, sent directly, carries the very signature that
+/// asks for trust; the peer could hand it in as a request.
+#[test]
+fn a_request_is_no_statement_of_who_has_refused_or_revoked() {
+    let handed_in = |state: &mut State| {
+        let by = signer(1, 1);
+        let ask = Op::RequestHandshake { by, to: NodeId(2), justification: String::new() };
+        state.apply(&command(ask)).unwrap();
+        let take = Op::TakeHandshakes { by: signer(2, 2) };
+        state.apply(&command(take)).unwrap();
+    };
+    let mut state = three();
+    report(&mut state, 2, 1);
+    let refuse = Op::RespondHandshake { by: signer(1, 1), peer: NodeId(2), accept: false };
+    state.apply(&command(refuse)).unwrap();
+    report(&mut state, 2, 1);
+    handed_in(&mut state);
+    assert!(!may(&state, 2, 1), "after a refusal");
+    report(&mut state, 1, 2);
+    assert!(may(&state, 2, 1), "the node itself may change its mind");
+    let revoke = Op::RevokeTrust { by: signer(1, 1), peer: NodeId(2) };
+    state.apply(&command(revoke)).unwrap();
+    report(&mut state, 2, 1);
+    handed_in(&mut state);
+    assert!(!may(&state, 2, 1), "after a revocation");
+    let accept = Op::RespondHandshake { by: signer(1, 1), peer: NodeId(2), accept: true };
+    state.apply(&command(accept)).unwrap();
+    assert!(may(&state, 2, 1));
+}
+
+#[test]
+fn a_node_holds_one_owner_text() {
+    let mut state = State::default();
+    for n in 0..100 {
+        let owned = Register { owner: format!("owner {n}"), ..registration(1) };
+        assert_eq!(register(&mut state, owned), Ok(NodeId(1)));
+        state.apply(&command(Op::Deregister { by: signer(1, 1) })).unwrap();
+    }
+    assert_eq!((state.owners.len(), state.owned.len()), (1, 1));
+    let takeover = Register { owner: "owner 99".into(), takeover: true, ..registration(2) };
+    assert_eq!(register(&mut state, takeover), Ok(NodeId(1)), "the last one counts");
+}
+
 #[test]
 fn handshakes_wait_within_bounds_and_are_taken_once() {
     let mut state = State::default();
@@ -233,22 +276,32 @@ fn any_op() -> impl Strategy<Value = Op> {
 
 /// Which pairs have been opened by statements of both sides, kept the plain way.
 #[derive(Default)]
-struct Statements(HashSet<(NodeId, NodeId)>);
+struct Statements {
+    stated: HashSet<(NodeId, NodeId)>,
+    withdrawn: HashSet<(NodeId, NodeId)>,
+}
 
 impl Statements {
     fn both(&self, a: NodeId, b: NodeId) -> bool {
-        self.0.contains(&(a, b)) && self.0.contains(&(b, a))
+        self.stated.contains(&(a, b)) && self.stated.contains(&(b, a))
     }
 
     fn note(&mut self, op: &Op) {
         match *op {
-            Op::ReportTrust { by, peer } => drop(self.0.insert((by.node, peer))),
-            Op::RequestHandshake { by, to, .. } => drop(self.0.insert((by.node, to))),
-            Op::RespondHandshake { by, peer, accept: true } => drop(self.0.insert((by.node, peer))),
+            Op::RequestHandshake { by, to, .. } => {
+                if !self.withdrawn.contains(&(by.node, to)) {
+                    self.stated.insert((by.node, to));
+                }
+            }
+            Op::ReportTrust { by, peer } | Op::RespondHandshake { by, peer, accept: true } => {
+                self.stated.insert((by.node, peer));
+                self.withdrawn.remove(&(by.node, peer));
+            }
             Op::RespondHandshake { by, peer, .. } if self.both(by.node, peer) => {}
             Op::RespondHandshake { by, peer, .. } | Op::RevokeTrust { by, peer } => {
-                self.0.remove(&(by.node, peer));
-                self.0.remove(&(peer, by.node));
+                self.stated.remove(&(by.node, peer));
+                self.stated.remove(&(peer, by.node));
+                self.withdrawn.insert((by.node, peer));
             }
             _ => {}
         }
