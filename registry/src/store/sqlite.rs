@@ -29,6 +29,9 @@ pub struct SqliteLog {
     db: Connection,
     logged: u64,
     snapshot_after: u64,
+    /// After a snapshot that could not be written, the next is tried when the
+    /// log holds this many commands; 0 otherwise.
+    retry_at: u64,
 }
 
 impl SqliteLog {
@@ -46,8 +49,13 @@ impl SqliteLog {
             .open(path)
             .map_err(|e| StoreError::Unwritable { path: path.to_owned(), source: e.into() })?;
         let db = Self::prepare(path).map_err(|e| opening(path, e))?;
-        let log =
-            Self { path: path.to_owned(), db, logged: 0, snapshot_after: MIN_SNAPSHOT_COMMANDS };
+        let log = Self {
+            path: path.to_owned(),
+            db,
+            logged: 0,
+            snapshot_after: MIN_SNAPSHOT_COMMANDS,
+            retry_at: 0,
+        };
         log.check()?;
         Ok(log)
     }
@@ -57,6 +65,13 @@ impl SqliteLog {
     pub(crate) fn snapshot_after(mut self, commands: u64) -> Self {
         self.snapshot_after = commands;
         self
+    }
+
+    /// Lets the file grow to so many pages, or to what it has, for tests.
+    #[cfg(test)]
+    pub(crate) fn limit_pages(&self, pages: u32) {
+        let sql = format!("PRAGMA max_page_count={pages}");
+        self.db.query_row(&sql, [], |r| r.get::<_, i64>(0)).expect("pragma");
     }
 
     /// Journal mode and synchronous level in force.
@@ -182,13 +197,16 @@ impl CommandLog for SqliteLog {
     }
 
     fn wants_snapshot(&self, records: usize) -> bool {
-        self.logged > self.snapshot_after.max(2 * records as u64)
+        self.logged > self.snapshot_after.max(2 * records as u64) && self.logged >= self.retry_at
     }
 
     fn replace(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        // Until it is written: a full disk must not make every batch pay for one.
+        self.retry_at = self.logged + self.snapshot_after;
         let bytes = serde_json::to_vec(snapshot).map_err(|e| self.writing(e))?;
         self.write_snapshot(&bytes).map_err(|e| self.writing(e))?;
         self.logged = 0;
+        self.retry_at = 0;
         Ok(())
     }
 }

@@ -122,3 +122,26 @@ fn damage_inside_is_named() {
     let text = edit("INSERT INTO snapshot VALUES (0, x'7b7d')");
     assert!(text.contains("snapshot cannot be read"), "{text}");
 }
+
+/// As on a full disk: the file may grow no further.
+#[test]
+fn a_full_disk_refuses_writes_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.db");
+    let (log, mut state) = open(&path);
+    let mut log = log.snapshot_after(10);
+    append(&mut log, &mut state, &batch(1..20));
+    log.limit_pages(1);
+    assert!(log.wants_snapshot(1));
+    assert!(log.replace(&state.snapshot()).is_err());
+    assert!(!log.wants_snapshot(1), "not again with every batch");
+    let many: Vec<_> = (0..500).flat_map(|_| batch(20..30)).collect();
+    let refused = log.append(state.applied() + 1, &many).unwrap_err().to_string();
+    assert!(refused.contains("registry.db") && refused.contains("full"), "{refused}");
+    log.limit_pages(1_000_000);
+    append(&mut log, &mut state, &batch(30..45));
+    assert!(log.wants_snapshot(1), "but later");
+    drop(log);
+    let (_log, restored) = open(&path);
+    assert_eq!(restored.snapshot(), state.snapshot());
+}
