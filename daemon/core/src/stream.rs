@@ -39,6 +39,9 @@ use crate::time::Time;
 const WINDOW_UNIT: u64 = 4096;
 /// Largest segment a published peer is sent.
 const PUBLISHED_SEGMENT: usize = 4096;
+/// How far into a stream a number from before its start can be told from one
+/// that has wrapped.
+const START_KNOWN: u64 = 1 << 30;
 /// Duplicate ACKs without a SACK list that mean loss (RFC 5681, section 3.2).
 const DUPLICATE_THRESHOLD: u32 = 3;
 
@@ -224,7 +227,7 @@ impl Stream {
     pub(crate) fn restart_dial(&mut self, port: u16, iss: u32) {
         self.local.port = port;
         self.iss = iss;
-        self.timers.syn_due = true;
+        self.timers.restart_dial();
     }
 
     /// The dial cannot succeed.
@@ -353,6 +356,8 @@ impl Stream {
             return self.on_syn_ack(header, payload, now);
         }
         if self.state == State::SynSent {
+            // Data ahead of its SYN-ACK, which may then be lost.
+            self.timers.doubt_start();
             return Reaction::OutOfState;
         }
         self.timers.heard(now);
@@ -372,7 +377,7 @@ impl Stream {
             return Reaction::OutOfState;
         }
         let blocks = if self.ours.is_none() { Blocks::recognise_exact(payload) } else { None };
-        let blocks = blocks.filter(|b| self.plausible(b));
+        let blocks = blocks.filter(|b| self.plausible(header, b));
         let reaction = self.on_ack(header, blocks.as_ref(), payload.is_empty(), now);
         if reaction != Reaction::None || blocks.is_some() {
             return reaction;
@@ -394,21 +399,31 @@ impl Stream {
         if header.ack != self.iss.wrapping_add(1) {
             return Reaction::Redial;
         }
+        // A published peer that has sent data since repeats its SYN-ACK with
+        // the number that follows it: the data before would be missing. Its
+        // first one has the number 0.
+        let published = Options::decode(payload).is_none();
+        if published && header.seq != 0 && self.timers.start_is_doubtful() {
+            return Reaction::Redial;
+        }
         self.establish(header, payload);
         self.timers.dialled(&mut self.rtt, now);
         self.recv.demand_ack();
         Reaction::None
     }
 
-    /// Whether every block lies inside what was sent and not acknowledged;
-    /// otherwise the payload is data that happens to look like a list.
-    fn plausible(&self, blocks: &Blocks) -> bool {
+    /// Whether every block lies between the packet's own acknowledgement and
+    /// the end of what was sent; otherwise the payload is data that happens to
+    /// look like a list. A list that was overtaken on the way names bytes that
+    /// are acknowledged by now, and is still no data.
+    fn plausible(&self, header: &Header, blocks: &Blocks) -> bool {
+        let Some(ack) = self.ack_offset(header.ack) else { return false };
         blocks.as_slice().iter().all(|b| {
             let (Some(left), Some(right)) = (self.ack_offset(b.left), self.ack_offset(b.right))
             else {
                 return false;
             };
-            left < right && left >= self.send.una() && right <= self.send.next()
+            ack <= left && left < right && right <= self.send.next()
         })
     }
 
@@ -523,6 +538,11 @@ impl Stream {
             if self.ours.is_some() && offset < self.recv.next().cast_signed() {
                 self.recv.demand_ack();
             }
+            return;
+        }
+        if offset < 0 && self.ours.is_none() && self.recv.next() < START_KNOWN {
+            // Data from before the start: the SYN-ACK was a repeated one.
+            self.abort(CloseReason::Truncated);
             return;
         }
         let skip = usize::try_from(-offset).unwrap_or(0);

@@ -54,6 +54,8 @@ pub(super) struct Timers {
     pub(super) probe_due: bool,
     pub(super) tail_probe_due: bool,
     syns: usize,
+    /// The peer may have answered before, and sent data since.
+    doubtful_start: bool,
     relayed_at: Option<usize>,
     syn_at: Option<Time>,
     syn_first: Option<Time>,
@@ -95,6 +97,7 @@ impl Timers {
             probe_due: false,
             tail_probe_due: false,
             syns: 0,
+            doubtful_start: false,
             relayed_at: None,
             syn_at: None,
             syn_first: None,
@@ -123,6 +126,20 @@ impl Timers {
     pub(super) fn start_dial(&mut self, now: Time) {
         self.syn_due = true;
         self.dial_until = Some(now + DIAL_LIMIT);
+    }
+
+    /// The dial starts again from another port.
+    pub(super) fn restart_dial(&mut self) {
+        self.syn_due = true;
+        self.doubtful_start = false;
+    }
+
+    pub(super) fn doubt_start(&mut self) {
+        self.doubtful_start = true;
+    }
+
+    pub(super) fn start_is_doubtful(&self) -> bool {
+        self.doubtful_start
     }
 
     /// A SYN leaves now.
@@ -303,6 +320,7 @@ impl Stream {
             return;
         }
         t.syn_due = true;
+        t.doubtful_start = true;
         alarm.silent = t.syns >= 2;
         alarm.relay = t.syns == SYNS_BEFORE_RELAY;
     }
