@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Questions waiting for the control task. Beyond it a question of the loop is
-/// dropped, which the core takes for an answer that never came; a call waits.
+/// not taken, which the loop answers with nothing; a call waits.
 const ASKS: usize = 1024;
 /// How long a command waits for handshakes to be fetched.
 const POLL_LIMIT: Duration = Duration::from_secs(2);
@@ -190,15 +190,18 @@ pub fn channel() -> (ControlHandle, ControlInbox) {
 }
 
 impl ControlHandle {
-    /// Asks where a peer is; answered by [`ControlEvent::Endpoint`].
-    pub fn resolve_endpoint(&self, node: NodeId) {
-        self.ask(Ask::Endpoint(node));
+    /// Asks where a peer is; answered by [`ControlEvent::Endpoint`], if this
+    /// gives true.
+    #[must_use]
+    pub fn resolve_endpoint(&self, node: NodeId) -> bool {
+        self.ask(Ask::Endpoint(node))
     }
 
     /// Asks for a peer's identity key; answered by
-    /// [`ControlEvent::IdentityKey`].
-    pub fn lookup_key(&self, node: NodeId) {
-        self.ask(Ask::Key(node));
+    /// [`ControlEvent::IdentityKey`], if this gives true.
+    #[must_use]
+    pub fn lookup_key(&self, node: NodeId) -> bool {
+        self.ask(Ask::Key(node))
     }
 
     /// Where the beacon sees this node.
@@ -257,9 +260,12 @@ impl ControlHandle {
         self.ask(Ask::Expect);
     }
 
-    fn ask(&self, ask: Ask) {
-        if self.asks.try_send(ask).is_err() {
+    /// Whether there was room for it.
+    fn ask(&self, ask: Ask) -> bool {
+        let taken = self.asks.try_send(ask).is_ok();
+        if !taken {
             tracing::debug!("control plane is busy or gone, a question was dropped");
         }
+        taken
     }
 }

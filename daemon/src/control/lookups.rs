@@ -24,7 +24,7 @@ use crate::trust::{Command, Pins, TrustHandle};
 
 /// Questions and commands being worked on; beyond it questions of the loop are
 /// answered with nothing, others with an error.
-const MAX_RUNNING: usize = 256;
+const MAX_RUNNING: usize = 1024;
 /// A key that the registry gave is taken as current for this long.
 const FRESH: Duration = Duration::from_secs(300);
 /// A node that the registry does not know is not asked for again for this long.

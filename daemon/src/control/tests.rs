@@ -182,9 +182,9 @@ async fn starts_from_memory_while_the_registry_is_away() {
     let status = rig.handle.status();
     assert!(!status.up && !status.registered && status.node == Some(NodeId(5)));
     assert!(status.last_error.unwrap().contains(&mock.address.to_string()));
-    rig.handle.resolve_endpoint(NodeId(9));
-    rig.handle.lookup_key(NodeId(9));
-    rig.handle.lookup_key(NodeId(10));
+    assert!(rig.handle.resolve_endpoint(NodeId(9)));
+    assert!(rig.handle.lookup_key(NodeId(9)));
+    assert!(rig.handle.lookup_key(NodeId(10)));
     let found = ControlEvent::Endpoint { node: NodeId(9), endpoint: Some(endpoint(9)) };
     until("endpoint from memory", || rig.has(&found)).await;
     until("keys from memory", || {
@@ -304,7 +304,7 @@ async fn many_requests_share_one_connection_and_keep_their_answers() {
     let rig = rig(&mock);
     rig.joined().await;
     for node in 1..=200 {
-        rig.handle.resolve_endpoint(NodeId(node));
+        assert!(rig.handle.resolve_endpoint(NodeId(node)));
     }
     for node in 1..=200 {
         let port = u16::try_from(node).unwrap();
@@ -320,7 +320,7 @@ async fn many_requests_share_one_connection_and_keep_their_answers() {
     );
     // What the registry refuses is not answered from memory.
     mock.state().endpoints.clear();
-    rig.handle.resolve_endpoint(NodeId(1));
+    assert!(rig.handle.resolve_endpoint(NodeId(1)));
     let none = ControlEvent::Endpoint { node: NodeId(1), endpoint: None };
     until("refused", || rig.has(&none)).await;
 }
@@ -334,13 +334,13 @@ async fn keys_are_asked_for_once() {
     let known = ControlEvent::IdentityKey { node: NodeId(2), key: Some(key(2)) };
     let unknown = ControlEvent::IdentityKey { node: NodeId(3), key: None };
     for _ in 0..20 {
-        rig.handle.lookup_key(NodeId(2));
-        rig.handle.lookup_key(NodeId(3));
+        assert!(rig.handle.lookup_key(NodeId(2)));
+        assert!(rig.handle.lookup_key(NodeId(3)));
     }
     until("both are answered", || rig.has(&known) && rig.has(&unknown)).await;
     for n in 1..10 {
-        rig.handle.lookup_key(NodeId(2));
-        rig.handle.lookup_key(NodeId(3));
+        assert!(rig.handle.lookup_key(NodeId(2)));
+        assert!(rig.handle.lookup_key(NodeId(3)));
         until("from memory", || rig.count(|e| *e == known) > n && rig.count(|e| *e == unknown) > n)
             .await;
     }
@@ -353,7 +353,7 @@ async fn strangers_cannot_flood_the_registry_with_lookups() {
     let rig = rig(&mock);
     rig.joined().await;
     for node in 100..1000 {
-        rig.handle.lookup_key(NodeId(node));
+        assert!(rig.handle.lookup_key(NodeId(node)));
     }
     until("all are answered", || {
         rig.count(|e| matches!(e, ControlEvent::IdentityKey { key: None, .. })) == 900
@@ -377,7 +377,7 @@ async fn the_pinned_key_of_a_trusted_peer_stands() {
     let rig = rig_with(&mock, |_| {}, &trust, None);
     rig.joined().await;
     for _ in 0..2 {
-        rig.handle.lookup_key(NodeId(2));
+        assert!(rig.handle.lookup_key(NodeId(2)));
         until("the background check", || mock.count("lookup") == 1).await;
     }
     until("both answers", || {
@@ -445,7 +445,7 @@ async fn who_leaves_stays_away() {
     until("left", || !rig.handle.status().registered).await;
     let (before, registers) = (mock.count("heartbeat"), mock.count("register"));
     rig.handle.observed(endpoint(5));
-    rig.handle.resolve_endpoint(NodeId(3));
+    assert!(rig.handle.resolve_endpoint(NodeId(3)));
     until("still answering", || mock.count("resolve") == 1).await;
     // Nothing is awaited here: for several keepalive intervals nothing is sent.
     tokio::time::sleep(Duration::from_millis(200)).await;

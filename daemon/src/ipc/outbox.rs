@@ -46,6 +46,8 @@ pub(crate) struct Outbox {
     len: usize,
     /// An emptied run, kept for its memory.
     spare: Vec<u8>,
+    /// Nobody reads any more: what is added is thrown away.
+    closed: bool,
 }
 
 impl Outbox {
@@ -56,6 +58,9 @@ impl Outbox {
 
     /// Lets `append` add whole messages.
     pub(crate) fn messages(&mut self, append: impl FnOnce(&mut Vec<u8>)) {
+        if self.closed {
+            return;
+        }
         let fits = matches!(self.pieces.back(), Some(Piece::Run(run)) if run.len() < RUN);
         if !fits {
             self.pieces.push_back(Piece::Run(std::mem::take(&mut self.spare)));
@@ -69,6 +74,9 @@ impl Outbox {
 
     /// Adds one receive message with the data of `pieces`, which is emptied.
     pub(crate) fn receive(&mut self, connection: u32, pieces: &mut Vec<Bytes>) {
+        if self.closed {
+            return pieces.clear();
+        }
         let total: usize = pieces.iter().map(Bytes::len).sum();
         let header = receive_header(connection, total);
         if total <= INLINE {
@@ -86,7 +94,7 @@ impl Outbox {
     }
 
     /// Writes what the socket takes; pending when it is full, and the context's
-    /// waker is told when that changes.
+    /// waker is told when that changes. After an error nobody reads any more.
     pub(crate) fn poll_flush(
         &mut self,
         stream: &mut UnixStream,
@@ -101,8 +109,13 @@ impl Outbox {
                 skip = 0;
                 count += 1;
             }
-            let n = ready!(Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count]))?;
-            self.advance(n);
+            match ready!(Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count])) {
+                Ok(n) => self.advance(n),
+                Err(e) => {
+                    *self = Self { closed: true, ..Self::default() };
+                    return Poll::Ready(Err(e));
+                }
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -1,7 +1,7 @@
 //! What the core reports, brought to the client or service it concerns.
 
 use bytes::Bytes;
-use pilot_core::{CloseReason, DialFailure as CoreDialFailure, Event, StreamId};
+use pilot_core::{CloseReason, DialFailure as CoreDialFailure, Event, Input, StreamId};
 use pilot_wire::ipc::{ErrorCode, Event as ClientEvent, Features};
 use pilot_wire::{NodeId, SocketAddress};
 use tracing::{debug, info};
@@ -28,8 +28,19 @@ impl Hub {
             Event::Datagram { source, destination_port, data } => {
                 self.datagram(clients, source, destination_port, &data);
             }
-            Event::NeedEndpoint { node } => self.plane.resolve_endpoint(node),
-            Event::NeedKey { node } => self.plane.lookup_key(node),
+            // The core asks once and waits for the answer, so there must be one.
+            Event::NeedEndpoint { node } => {
+                if !self.plane.resolve_endpoint(node) {
+                    let now = self.now();
+                    self.core.handle(Input::Endpoint { node, endpoint: None }, now);
+                }
+            }
+            Event::NeedKey { node } => {
+                if !self.plane.lookup_key(node) {
+                    let now = self.now();
+                    self.core.handle(Input::IdentityKey { node, key: None }, now);
+                }
+            }
             Event::Observed { endpoint } => self.plane.observed(endpoint),
             Event::TunnelUp { node, relay, rekeyed } => self.tunnel_up(node, relay, rekeyed),
             Event::RelayActivated { node } => {

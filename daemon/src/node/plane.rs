@@ -68,10 +68,10 @@ pub enum Request {
 
 /// The control plane as the loop sees it. No call may block.
 pub trait Plane {
-    /// Find a peer's endpoint.
-    fn resolve_endpoint(&self, node: NodeId);
-    /// Find a peer's identity key.
-    fn lookup_key(&self, node: NodeId);
+    /// Find a peer's endpoint; whether an answer will come.
+    fn resolve_endpoint(&self, node: NodeId) -> bool;
+    /// Find a peer's identity key; whether an answer will come.
+    fn lookup_key(&self, node: NodeId) -> bool;
     /// The beacon sees this node under `endpoint`.
     fn observed(&self, endpoint: SocketAddr);
     /// A peer proved its identity from `endpoint`.
@@ -95,12 +95,12 @@ pub struct ControlPlane {
 }
 
 impl Plane for ControlPlane {
-    fn resolve_endpoint(&self, node: NodeId) {
-        self.control.resolve_endpoint(node);
+    fn resolve_endpoint(&self, node: NodeId) -> bool {
+        self.control.resolve_endpoint(node)
     }
 
-    fn lookup_key(&self, node: NodeId) {
-        self.control.lookup_key(node);
+    fn lookup_key(&self, node: NodeId) -> bool {
+        self.control.lookup_key(node)
     }
 
     fn observed(&self, endpoint: SocketAddr) {

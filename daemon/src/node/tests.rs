@@ -6,7 +6,7 @@ mod hostile;
 mod published;
 mod services;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -55,24 +55,33 @@ struct FakePlane {
     directory: Rc<Directory>,
     handle: NodeHandle,
     noted: RefCell<Vec<NodeId>>,
+    /// It takes no questions.
+    busy: Cell<bool>,
+    /// Questions it did not take.
+    declined: Cell<u32>,
 }
 
 impl FakePlane {
-    fn tell(&self, event: ControlEvent) {
+    fn tell(&self, event: ControlEvent) -> bool {
+        if self.busy.get() {
+            self.declined.set(self.declined.get() + 1);
+            return false;
+        }
         let handle = self.handle.clone();
         tokio::task::spawn_local(async move { handle.control(event).await });
+        true
     }
 }
 
 impl Plane for FakePlane {
-    fn resolve_endpoint(&self, node: NodeId) {
+    fn resolve_endpoint(&self, node: NodeId) -> bool {
         let endpoint = self.directory.nodes.borrow().get(&node).map(|n| n.0);
-        self.tell(ControlEvent::Endpoint { node, endpoint });
+        self.tell(ControlEvent::Endpoint { node, endpoint })
     }
 
-    fn lookup_key(&self, node: NodeId) {
+    fn lookup_key(&self, node: NodeId) -> bool {
         let key = self.directory.nodes.borrow().get(&node).map(|n| n.1);
-        self.tell(ControlEvent::IdentityKey { node, key });
+        self.tell(ControlEvent::IdentityKey { node, key })
     }
 
     fn observed(&self, _: SocketAddr) {}
@@ -137,6 +146,8 @@ impl TestNode {
             directory: Rc::clone(directory),
             handle: handle.clone(),
             noted: RefCell::default(),
+            busy: Cell::default(),
+            declined: Cell::default(),
         });
         let parts = NodeParts {
             send_buffer: config.send_buffer,

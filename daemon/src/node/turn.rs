@@ -133,8 +133,9 @@ impl Node {
                 break;
             }
             if more {
-                // Services and timers get their turn as well.
+                // Services, timers and new clients get their turn as well.
                 tokio::task::yield_now().await;
+                std::future::poll_fn(|cx| Poll::Ready(self.poll_accept(cx))).await;
             } else {
                 std::future::poll_fn(|cx| self.poll_wait(cx)).await;
             }
@@ -188,6 +189,7 @@ impl Node {
     fn serve_ready(&mut self) {
         let mut tokens = std::mem::take(&mut self.tokens);
         self.ready.take(&mut tokens);
+        self.hub.udp_counters = self.udp.counters();
         for token in tokens.drain(..) {
             match token {
                 Token::Client(id) => self.serve_client(id),
@@ -273,7 +275,6 @@ impl Node {
         for id in std::mem::take(&mut self.clients.dirty) {
             let Some(client) = self.clients.all.get_mut(&id) else { continue };
             client.dirty = false;
-            let mut lost = false;
             for round in 0.. {
                 let had = client.readable.len();
                 if had > 0 {
@@ -289,25 +290,21 @@ impl Node {
                     }
                     Poll::Pending => break,
                     Poll::Ready(Err(error)) => {
-                        debug!(client = id, %error, "client lost");
-                        lost = true;
+                        debug!(client = id, %error, "client does not listen any more");
+                        // What it wrote before that is still taken: its end
+                        // comes after all of it.
+                        client.notify();
                         break;
                     }
                 }
             }
-            if client.waiting() > HARD_BOUND {
-                warn!(
-                    client = id,
-                    waiting = client.waiting(),
-                    "client does not read; disconnected"
-                );
-                lost = true;
-            }
-            if client.paused && client.waiting() < COMMAND_BOUND {
+            let waiting = client.waiting();
+            if client.paused && waiting < COMMAND_BOUND {
                 client.paused = false;
                 client.notify();
             }
-            if lost {
+            if waiting > HARD_BOUND {
+                warn!(client = id, waiting, "client does not read; disconnected");
                 self.drop_client(id);
             }
         }

@@ -197,3 +197,67 @@ fn a_client_too_many_is_hung_up_on() {
         still_serves(&a, &b).await;
     });
 }
+
+#[test]
+fn what_a_client_wrote_before_it_went_is_delivered() {
+    run_test(async {
+        const SENDS: usize = 2000;
+        let (a, b) = pair().await;
+        let (mut ca, mut cb) = (a.hello_client(1 << 20).await, b.hello_client(1 << 20).await);
+        cb.bind(1000).await;
+        let id = ca.dial(b.at(1000)).await;
+        let ib = cb.accept(1000).await;
+        // An answer that nobody reads, and more than is read in one turn.
+        let mut bytes = Vec::new();
+        Command::Info.encode(&mut bytes);
+        let data = pattern(SENDS * 40, 9);
+        for part in data.chunks(40) {
+            Command::Send { connection: id, data: part }.encode(&mut bytes);
+        }
+        ca.writer.raw(&bytes).await;
+        drop(ca);
+        assert_eq!(cb.receive(ib, data.len(), false).await, sha256(&data));
+        cb.hears(Event::End { connection: ib }).await;
+    });
+}
+
+#[test]
+fn a_question_that_is_not_taken_counts_as_answered() {
+    run_test(async {
+        let (a, b) = pair().await;
+        let mut client = a.client().await;
+        a.plane.busy.set(true);
+        client.tell(&Command::Dial { to: b.at(7) }).await;
+        let text = "resolve node 2: registry: request failed";
+        client.hears_error(ErrorCode::GENERAL, text).await;
+        a.plane.busy.set(false);
+        // A key is asked for again with the next exchange.
+        b.plane.busy.set(true);
+        client.tell(&Command::Dial { to: b.at(7) }).await;
+        let declined = async {
+            while b.plane.declined.get() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(STEP, declined).await.unwrap();
+        b.plane.busy.set(false);
+        assert!(matches!(client.hear().await.event(), Event::DialOk { .. }));
+    });
+}
+
+#[test]
+fn datagrams_that_cannot_be_sent_are_shown() {
+    run_test(async {
+        let (a, _b) = pair().await;
+        let nowhere = SocketAddr::from(([255, 255, 255, 255], 9));
+        a.plane.directory.nodes.borrow_mut().insert(NodeId(5), (nowhere, [0; 32]));
+        let mut client = a.client().await;
+        client.tell(&Command::Dial { to: Address::backbone(NodeId(5)).port(7) }).await;
+        let counted = async {
+            while a.info().await["udp"]["send_errors"] == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(STEP, counted).await.unwrap();
+    });
+}

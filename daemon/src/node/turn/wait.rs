@@ -55,7 +55,8 @@ impl Node {
         true
     }
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Takes new clients in; whether any came.
+    pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> bool {
         if self.accept_again.is_some_and(|at| Instant::now() < at) {
             return false;
         }
