@@ -482,7 +482,7 @@ impl Core {
 
     /// Asks where a peer is, when that is not known and not asked yet; starts
     /// the key exchange when it is.
-    fn want_endpoint(&mut self, slot: usize) {
+    pub(crate) fn want_endpoint(&mut self, slot: usize) {
         let peer = &mut self.peers[slot];
         if !peer.tunnel.is_up() && peer.path.endpoint.is_none() && !peer.endpoint_asked {
             peer.endpoint_asked = true;

@@ -135,6 +135,11 @@ impl Core {
         if self.permissions.get(&sender) == Some(&Permission::Trusted) {
             let slot = self.ensure_peer(sender, now);
             self.offer_keys(slot, via, now);
+            if matches!(via, Via::Relay(_)) {
+                // A published peer that met us directly before takes a new key
+                // by that way only, so the repeated offer has to go there.
+                self.want_endpoint(slot);
+            }
         }
         self.refuse(Refusal::Undecryptable, Some(sender), 0, now);
     }
