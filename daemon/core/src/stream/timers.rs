@@ -328,8 +328,10 @@ impl Stream {
     /// The SYNs sent so far could not be opened: send one now.
     pub(crate) fn repeat_syn(&mut self) {
         if self.timers.syn_at.take().is_some() {
-            self.timers.syns -= 1;
-            self.timers.syn_due = true;
+            let t = &mut self.timers;
+            t.syns -= 1;
+            t.relayed_at = t.relayed_at.map(|at| at.min(t.syns));
+            t.syn_due = true;
         }
     }
 
