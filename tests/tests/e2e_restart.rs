@@ -25,7 +25,17 @@ fn free_udp_port() -> Result<String> {
 /// Dials until it works and moves a little data both ways.
 async fn works(from: &Daemon, to: &str, seed: u64) -> Result<()> {
     let client = from.client().await?;
-    let stream = eventually("a stream to open", async || client.dial(to).await.ok()).await?;
+    let mut last = String::new();
+    let dialled = eventually("a stream to open", async || match client.dial(to).await {
+        Ok(stream) => Some(stream),
+        Err(e) => {
+            last = e.to_string();
+            None
+        }
+    });
+    let stream = dialled.await.with_context(|| {
+        format!("round {seed}, last {last:?}; {} says:\n{}", from.name, from.process.log_tail())
+    })?;
     timeout(NOTICE, round_trip(stream, seed, 300_000)).await.context("a round trip hangs")?
 }
 
