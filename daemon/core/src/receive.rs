@@ -495,6 +495,11 @@ impl Core {
         if answer {
             self.answer_exchange(slot, via, now);
         } else {
+            for stream in self.slots(|s| s.remote.address.node == node) {
+                if self.streams[stream].keys_replaced(now) {
+                    self.touch(stream);
+                }
+            }
             // Shows the peer that we hold the new key, so that it may use it.
             let token = self.rng.random();
             self.ping(slot, token, 0, None);

@@ -534,6 +534,9 @@ impl Stream {
     fn on_data(&mut self, header: &Header, payload: &[u8], now: Time) {
         let offset = self.receive_offset(header.seq);
         if payload.is_empty() {
+            if self.ours.is_none() && header.window == 0 {
+                self.answer_keepalive(now);
+            }
             // A probe or keepalive of a peer of ours repeats an old number.
             if self.ours.is_some() && offset < self.recv.next().cast_signed() {
                 self.recv.demand_ack();

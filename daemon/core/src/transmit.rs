@@ -302,7 +302,7 @@ impl Core {
         let node = stream.remote.address.node;
         let peer = self.peer_slots.get(&node).copied();
         let heard = peer.and_then(|p| self.peers[p].last_heard).unwrap_or_default();
-        let alarm = stream.on_timeout(heard, now);
+        let alarm = stream.on_timeout(now);
         self.touch(slot);
         let Some(peer) = peer else { return };
         if alarm.black_hole && self.peers[peer].path.mtu.black_hole(now) {
@@ -315,10 +315,6 @@ impl Core {
         let silent = now.since(heard).as_secs() >= 2;
         if alarm.silent && silent && self.peers[peer].tunnel.is_up() {
             self.exchange_if_due(peer, now);
-        }
-        if alarm.ping {
-            let token = self.rng.random();
-            self.ping(peer, token, 0, None);
         }
     }
 

@@ -38,8 +38,6 @@ pub(crate) struct Alarm {
     pub(crate) silent: bool,
     /// Large segments seem not to pass.
     pub(crate) black_hole: bool,
-    /// A keepalive was due to a published peer, which answers none: ping it.
-    pub(crate) ping: bool,
 }
 
 #[derive(Debug)]
@@ -267,23 +265,22 @@ impl Stream {
                     flush,
                     t.gap_until,
                     orphan,
-                    Some(t.last_sent + t.keepalive),
+                    Some(t.last_sent + self.keepalive_pause()),
                     Some(t.last_heard + t.idle),
                 ])
             }
         }
     }
 
-    /// Acts on every timer that is due. `peer_heard` is when anything
-    /// authenticated last came from the peer.
-    pub(crate) fn on_timeout(&mut self, peer_heard: Time, now: Time) -> Alarm {
+    /// Acts on every timer that is due.
+    pub(crate) fn on_timeout(&mut self, now: Time) -> Alarm {
         let mut alarm = Alarm::default();
         match self.state {
             State::Dead => {}
             State::TimeWait => self.time_wait_over(now),
             State::SynSent => self.syn_timeout(&mut alarm, now),
             State::Open => {
-                self.open_timeout(&mut alarm, peer_heard, now);
+                self.open_timeout(&mut alarm, now);
                 self.settle(now);
             }
         }
@@ -342,7 +339,7 @@ impl Stream {
         }
     }
 
-    fn open_timeout(&mut self, alarm: &mut Alarm, peer_heard: Time, now: Time) {
+    fn open_timeout(&mut self, alarm: &mut Alarm, now: Time) {
         let due = |at: Option<Time>| at.is_some_and(|at| now >= at);
         if due(self.timers.rto_at) {
             self.retransmission_timeout(alarm, now);
@@ -376,7 +373,7 @@ impl Stream {
             self.abort(CloseReason::Finished);
             return;
         }
-        self.keep_alive(alarm, peer_heard, now);
+        self.keep_alive(now);
     }
 
     fn retransmission_timeout(&mut self, alarm: &mut Alarm, now: Time) {
@@ -411,6 +408,19 @@ impl Stream {
         self.timers.rto_at = Some(now + self.rtt.timeout());
     }
 
+    /// The peer took a new key of ours. A published one held no other since
+    /// that was sent, so what was repeated meanwhile is lost: it goes again at
+    /// once, or every repetition would meet the exchange that it brings about.
+    /// Returns whether there is something to send.
+    pub(crate) fn keys_replaced(&mut self, now: Time) -> bool {
+        let lost = self.ours.is_none() && self.state == State::Open && self.timers.timeouts > 0;
+        if lost {
+            self.send.lose_all();
+            self.timers.rto_at = Some(now + self.rtt.timeout());
+        }
+        lost
+    }
+
     fn persist(&mut self, now: Time) {
         if !self.window_closed() {
             self.timers.persist_at = None;
@@ -434,23 +444,30 @@ impl Stream {
         }
     }
 
-    fn keep_alive(&mut self, alarm: &mut Alarm, peer_heard: Time, now: Time) {
-        if now.since(self.timers.last_sent) >= self.timers.keepalive {
+    /// A published peer answers no probe, so one that has forgotten the stream
+    /// can only be told by the probes that it does not send. It sends them when
+    /// it has heard nothing for its keepalive time; so ours come later, and its
+    /// own are answered.
+    fn keepalive_pause(&self) -> Duration {
+        if self.ours.is_some() { self.timers.keepalive } else { self.timers.keepalive * 3 }
+    }
+
+    /// A published peer's keepalive probe. Not answered when we have just sent,
+    /// so that two who answer probes do not keep each other busy.
+    pub(super) fn answer_keepalive(&mut self, now: Time) {
+        if now.since(self.timers.last_sent) >= self.timers.keepalive / 3 {
+            self.timers.probe_due = true;
+        }
+    }
+
+    fn keep_alive(&mut self, now: Time) {
+        if now.since(self.timers.last_sent) >= self.keepalive_pause() {
             self.timers.probe_due = true;
             // Again after another interval, also if this one cannot be sent.
             self.timers.last_sent = now;
-            alarm.ping = self.ours.is_none();
         }
-        // A published peer answers no probe: any sign of life counts.
-        let heard = if self.ours.is_some() {
-            self.timers.last_heard
-        } else {
-            self.timers.last_heard.max(peer_heard)
-        };
-        if now.since(heard) >= self.timers.idle {
+        if now.since(self.timers.last_heard) >= self.timers.idle {
             self.abort(CloseReason::Idle);
-        } else {
-            self.timers.last_heard = heard;
         }
     }
 
