@@ -135,13 +135,11 @@ fn many_prefixes_under_one_key_lead_to_a_new_key() {
     net.inject(0, villain.address, &own.offer(2, &villain.identity));
     let first = net.mail.remove(&villain.address).unwrap_or_default();
     let key = first.iter().find_map(|f| crate::crypto::offered_key(f)).expect("an answer");
-    let mut channel = own.channel(key, [0; 4]);
     let mut ping = villain.header(1, 0);
     ping.protocol = Protocol::Control;
     ping.flags = Flags::NONE;
     for n in 0..200u8 {
-        channel.restart([n, 1, 1, 1]);
-        let frame = channel.seal(2, &ping.to_packet(b"are you there"));
+        let frame = own.channel(key, [n, 1, 1, 1]).seal(2, &ping.to_packet(b"are you there"));
         net.inject(0, villain.address, &frame);
         net.pass(Duration::from_millis(50));
     }

@@ -73,13 +73,6 @@ impl Channel {
         frame
     }
 
-    /// Begins a new run of counters, as a published peer does for every key
-    /// exchange that it accepts.
-    pub(crate) fn restart(&mut self, prefix: [u8; 4]) {
-        self.prefix = prefix;
-        self.counter = 0;
-    }
-
     /// The packet in a sealed frame, and the counter, when this key opens it.
     pub(crate) fn open(&self, frame: &[u8]) -> Option<(u64, Vec<u8>)> {
         let nonce: [u8; 12] = frame.get(8..SEALED_HEADER)?.try_into().ok()?;
