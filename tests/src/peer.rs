@@ -285,7 +285,32 @@ impl PublishedPeer {
     /// # Errors
     /// When the peer has stopped.
     pub async fn inject(&self, header: Header, payload: &[u8], plain: bool) -> Result<()> {
-        let command = Command::Packet { header, payload: payload.to_vec(), plain };
+        let node = header.destination.address.node;
+        let command = Command::Packet { node, header, payload: payload.to_vec(), plain };
+        self.shared.commands.send(command).await.ok().context("the published peer has stopped")
+    }
+
+    /// Sends a packet through the tunnel to `node`, whatever its header says.
+    ///
+    /// # Errors
+    /// When the peer has stopped.
+    pub async fn inject_to(&self, node: NodeId, header: Header, payload: &[u8]) -> Result<()> {
+        let command = Command::Packet { node, header, payload: payload.to_vec(), plain: false };
+        self.shared.commands.send(command).await.ok().context("the published peer has stopped")
+    }
+
+    /// A key exchange that names another node, signed with this one's key.
+    pub fn forged_key_exchange(&self, node: NodeId) -> Vec<u8> {
+        let key = crypto::ProcessKey::from_bytes(rand::random());
+        key.auth_frame(node, &self.shared.identity).to_vec()
+    }
+
+    /// Sends any datagram from the tunnel socket.
+    ///
+    /// # Errors
+    /// When the peer has stopped.
+    pub async fn send_frame(&self, to: SocketAddr, frame: &[u8]) -> Result<()> {
+        let command = Command::Frame { to, frame: frame.to_vec() };
         self.shared.commands.send(command).await.ok().context("the published peer has stopped")
     }
 
@@ -306,6 +331,15 @@ impl PublishedPeer {
         self.inject(header, payload, false).await
     }
 
+    /// Drops endpoint and key of a node, as published trust revocation does.
+    ///
+    /// # Errors
+    /// When the peer has stopped.
+    pub async fn forget(&self, node: NodeId) -> Result<()> {
+        let command = Command::Forget { node };
+        self.shared.commands.send(command).await.ok().context("the published peer has stopped")
+    }
+
     /// Sets the hostname at the registry.
     ///
     /// # Errors
@@ -321,6 +355,23 @@ impl Drop for PublishedPeer {
             task.abort();
         }
     }
+}
+
+/// Registers an identity as a published daemon does, and nothing more; the node
+/// number.
+///
+/// # Errors
+/// When the registry refuses.
+pub async fn register(
+    registry: &str,
+    identity: &SigningKey,
+    endpoint: SocketAddr,
+    public: bool,
+) -> Result<NodeId> {
+    let mut registry = RegistryClient::new(registry.to_owned(), identity.clone());
+    let node = registry.register(&endpoint.to_string()).await?;
+    registry.set_visibility(node, public).await?;
+    Ok(node)
 }
 
 /// As published: from a socket that is closed again, with node ID 0.

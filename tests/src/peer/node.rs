@@ -51,9 +51,14 @@ pub(super) enum Command {
         data: Vec<u8>,
     },
     Packet {
+        node: NodeId,
         header: Header,
         payload: Vec<u8>,
         plain: bool,
+    },
+    Frame {
+        to: SocketAddr,
+        frame: Vec<u8>,
     },
     Forget {
         node: NodeId,
@@ -325,8 +330,8 @@ impl Node {
                 let packet = header.to_packet(&data);
                 self.send_packet(to.address.node, &packet);
             }
-            Command::Packet { header, payload, plain } => {
-                let (node, packet) = (header.destination.address.node, header.to_packet(&payload));
+            Command::Packet { node, header, payload, plain } => {
+                let packet = header.to_packet(&payload);
                 if plain {
                     self.send_plain(node, &packet);
                 } else {
@@ -337,6 +342,7 @@ impl Node {
                 self.peers.remove(&node);
                 self.sessions.remove(&node);
             }
+            Command::Frame { to, frame } => self.outgoing.push((to, frame)),
             Command::Discover => self.discover(),
             // Handled by the loop.
             Command::Shutdown { .. } => {}

@@ -115,6 +115,14 @@ impl PublishedPeer {
         Ok(())
     }
 
+    /// Sends one message, whatever stands between the two nodes.
+    ///
+    /// # Errors
+    /// When the dial fails.
+    pub async fn send_handshake(&self, node: NodeId, kind: Kind, text: &str) -> Result<()> {
+        self.shared.send(node, kind, text, "").await
+    }
+
     /// Whom it trusts.
     pub fn trusted(&self) -> BTreeMap<NodeId, Trusted> {
         self.shared.trust().trusted.clone()
