@@ -1,6 +1,7 @@
 //! Joining the registry and staying joined: discovery, registration, restoring
 //! what the user set, heartbeats, and waiting handshakes.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +37,9 @@ const EAGER_FOR: Duration = Duration::from_secs(30);
 const CALM_POLL: Duration = Duration::from_secs(5);
 /// ... until this long after the request.
 const CALM_FOR: Duration = Duration::from_secs(600);
-/// Handshakes of one poll that are looked at.
-const MAX_HANDSHAKES: usize = 256;
+/// Nodes whose handshakes of one poll are looked at, each at the cost of a
+/// lookup; the registry has forgotten the rest, whose senders must ask again.
+const MAX_HANDSHAKES: usize = 4096;
 
 /// What membership is told by `lookups`.
 #[derive(Debug)]
@@ -61,6 +63,10 @@ pub(super) struct Membership {
     registered_as: Option<String>,
     expected_since: Option<Instant>,
     failed: u32,
+    /// The connection on which the registry was last told everything it must
+    /// know. What was said while it was away is lost, so each new connection
+    /// starts with that.
+    told_on: u64,
 }
 
 impl Membership {
@@ -77,6 +83,7 @@ impl Membership {
             registered_as: None,
             expected_since: None,
             failed: 0,
+            told_on: 0,
         }
     }
 
@@ -216,7 +223,7 @@ impl Membership {
         self.parts.member.set_node(node);
         self.failed = 0;
         self.parts.node.control(ControlEvent::Registered { node, address }).await;
-        self.restore().await;
+        self.tell_everything().await;
         tracing::info!(%node, %address, endpoint = listen_addr, "registered");
         self.status.send_modify(|s| {
             s.node = Some(node);
@@ -225,12 +232,24 @@ impl Membership {
             s.endpoint = listen_addr.parse().ok();
         });
         self.registered_as = Some(listen_addr);
-        self.parts.trust.send(trust::Command::Joined).await;
         self.parts.node.control(ControlEvent::Discover).await;
         self.poll().await;
     }
 
-    /// Tells the registry what the user set; it may have forgotten.
+    /// Tells the registry all it must know of this node; it may have forgotten
+    /// some, or not have heard it.
+    async fn tell_everything(&mut self) {
+        self.told_on = self.opened();
+        self.restore().await;
+        self.parts.trust.send(trust::Command::Joined).await;
+    }
+
+    /// Which connection to the registry this is.
+    fn opened(&self) -> u64 {
+        self.parts.member.registry().link().borrow().opened
+    }
+
+    /// Tells the registry what the user set.
     async fn restore(&self) {
         let wishes = self.parts.store.wishes();
         let mut calls = vec![Call::SetVisibility(wishes.public)];
@@ -278,12 +297,12 @@ impl Membership {
                     if changed.is_err() {
                         return;
                     }
-                    let (connected, up) = {
+                    let (connected, opened) = {
                         let link = link.borrow_and_update();
-                        (link.connected, link.up)
+                        (link.connected, link.opened)
                     };
                     // A new connection: is this node still known there?
-                    if connected && !up {
+                    if connected && opened != self.told_on {
                         self.beat().await;
                         next_beat = Instant::now() + self.parts.settings.keepalive;
                     }
@@ -329,6 +348,9 @@ impl Membership {
         match self.parts.member.heartbeat().await {
             Ok(()) => {
                 self.failed = 0;
+                if self.told_on != self.opened() {
+                    self.tell_everything().await;
+                }
                 if self.observed.is_none() {
                     // The beacon may have had no address at start.
                     self.find_beacon().await;
@@ -379,17 +401,19 @@ impl Membership {
     async fn relay(&mut self, handshakes: Handshakes) {
         let me = self.parts.member.node();
         let real = |node: &NodeId| node.0 != 0 && Some(*node) != me;
-        for request in handshakes.requests.into_iter().take(MAX_HANDSHAKES) {
-            let from = request.from_node_id;
+        // The last word of a node counts; an answer often waits there twice.
+        let requests: BTreeMap<_, _> =
+            handshakes.requests.into_iter().map(|r| (r.from_node_id, r.justification)).collect();
+        for (from, justification) in requests.into_iter().take(MAX_HANDSHAKES) {
             if real(&from) {
                 let key = self.key(from).await;
-                let justification = request.justification;
                 let command = trust::Command::RelayedRequest { from, justification, key };
                 self.parts.trust.send(command).await;
             }
         }
-        for answer in handshakes.responses.into_iter().take(MAX_HANDSHAKES) {
-            let (from, accept) = (answer.from_node_id, answer.accept);
+        let answers: BTreeMap<_, _> =
+            handshakes.responses.into_iter().map(|r| (r.from_node_id, r.accept)).collect();
+        for (from, accept) in answers.into_iter().take(MAX_HANDSHAKES) {
             if real(&from) {
                 let key = self.key(from).await;
                 let command = trust::Command::RelayedAnswer { from, accept, key };

@@ -95,6 +95,8 @@ impl RegistryError {
 pub(crate) struct Link {
     /// A TCP connection is open, which proves little.
     pub connected: bool,
+    /// Connections opened so far.
+    pub opened: u64,
     /// The registry answered on it.
     pub up: bool,
     /// Since when it is up or down.
@@ -135,7 +137,7 @@ impl Registry {
             Some(_) => None,
             None => Some("is not configured; set registry to its host:port".to_owned()),
         };
-        let link = Link { connected: false, up: false, since: SystemTime::now(), error };
+        let link = Link { connected: false, opened: 0, up: false, since: SystemTime::now(), error };
         let (sender, watcher) = watch::channel(link);
         if let Some(address) = address {
             let connection = Connection { address, limits, jobs: receiver, link: sender };
@@ -279,7 +281,7 @@ impl Connection {
     }
 
     async fn serve(&mut self, stream: TcpStream, held: &mut VecDeque<Job>) -> Ended {
-        self.link.send_modify(|link| link.connected = true);
+        self.link.send_modify(|link| (link.connected, link.opened) = (true, link.opened + 1));
         let (mut reader, mut writer) = stream.into_split();
         let mut waiting: VecDeque<Waiting> = VecDeque::new();
         let mut input = FrameBuffer::new();

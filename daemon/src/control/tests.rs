@@ -228,15 +228,23 @@ async fn comes_back_after_a_registry_that_forgot_everything() {
 }
 
 #[tokio::test]
-async fn a_restart_that_forgot_nothing_needs_no_registration() {
+async fn after_a_restart_the_registry_is_told_everything_again() {
     let mut mock = Mock::started().await;
-    let rig = rig(&mock);
+    let wish = |store: &Store| store.wish(|w| w.hostname = "agent".into());
+    let rig = rig_with(&mock, wish, &TrustState::default(), None);
+    let reports =
+        || rig.commands.lock().unwrap().iter().filter(|c| matches!(c, Command::Joined)).count();
     rig.joined().await;
+    until("told", || reports() == 1).await;
     mock.stop().await;
     until("down", || !rig.handle.status().up).await;
     mock.start().await;
-    until("up", || rig.handle.status().up && rig.handle.status().registered).await;
-    assert_eq!(mock.count("register"), 1);
+    until("told again", || reports() == 2).await;
+    // Nothing was forgotten, so the node need not register.
+    assert_eq!((mock.count("register"), mock.count("set_hostname")), (1, 2));
+    let beats = mock.count("heartbeat");
+    until("beats", || mock.count("heartbeat") > beats + 2).await;
+    assert_eq!((reports(), mock.count("set_hostname")), (2, 2), "once per connection");
 }
 
 #[tokio::test]
