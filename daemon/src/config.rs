@@ -64,6 +64,8 @@ pub struct Config {
     pub echo: bool,
     /// Whether port 1001 answers.
     pub data_exchange: bool,
+    /// Bytes that received files and messages may take; `None` is no limit.
+    pub max_received_bytes: Option<u64>,
     /// Least severe level that is logged.
     pub log_level: tracing::Level,
     /// Form of the logs.
@@ -110,6 +112,7 @@ impl TryFrom<&RawConfig> for Config {
             max_streams: raw.number("max-conns-total", 4096, MAX_STREAMS)?,
             echo: !raw.flag("no-echo")?,
             data_exchange: !raw.flag("no-dataexchange")?,
+            max_received_bytes: raw.bytes("max-received-bytes")?,
             log_level: raw.log_level("log-level")?,
             log_format: raw.log_format("log-format")?,
             registry,

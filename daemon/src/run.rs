@@ -85,7 +85,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         services.push(Rc::new(Echo));
     }
     if config.data_exchange {
-        services.push(Rc::new(DataExchange::new(&config.data, DataExchangeLimits::default())));
+        let limits = DataExchangeLimits { max_bytes: config.max_received_bytes };
+        services.push(Rc::new(DataExchange::new(&config.data, limits)));
     }
     let public_key = kept.identity.public_key().to_string();
     let parts = NodeParts {

@@ -52,6 +52,11 @@ pub(super) const KEYS: &[Key] = &[
     value("max-conns-total", "4096", "streams in all"),
     switch("no-echo", "false", "do not answer on port 7"),
     switch("no-dataexchange", "false", "do not accept files and messages on port 1001"),
+    value(
+        "max-received-bytes",
+        "",
+        "space for received files and messages, e.g. 500M or 2G [no limit]",
+    ),
     switch("no-eventstream", "false", "do not serve events on port 1002 (this version never does)"),
     switch("encrypt", "true", "tunnels are always encrypted; only true is accepted"),
     switch("registry-tls", "false", "not supported yet"),

@@ -107,6 +107,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line() {
         ("owner: x\nwebhook: http://h/\n", "webhook"),
         ("owner: x\ntime-wait: [1]\n", "time-wait"),
         ("owner: x\nidle-timeout: 100h5x\n", "idle-timeout"),
+        ("owner: x\nmax-received-bytes: 5Q\n", "max-received-bytes"),
     ];
     for (text, key) in bad {
         let line = refused_file(text);
@@ -145,6 +146,28 @@ fn durations() {
     assert_eq!(keepalive(""), millis(30_000));
     for bad in ["s", "5x", "-3s", "1..2", "1ns", "99999999h", "5 s", "."] {
         assert_eq!(keepalive(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn sizes() {
+    let limit =
+        |text: &str| config(&["-max-received-bytes", text], &[]).map(|c| c.max_received_bytes).ok();
+    assert_eq!(limit(""), Some(None));
+    assert_eq!(limit("0"), Some(None));
+    assert_eq!(limit("1000"), Some(Some(1000)));
+    assert_eq!(limit("500M"), Some(Some(500 << 20)));
+    assert_eq!(limit("2 g"), Some(Some(2 << 30)));
+    for bad in ["M", "-1", "1.5G", "5MB", "99999999999T", "5\u{b5}"] {
+        assert_eq!(limit(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn the_documentation_has_every_key() {
+    let text = include_str!("../../../docs/CONFIG.md");
+    for key in keys::KEYS.iter().filter(|key| key.name != "config") {
+        assert!(text.contains(&format!("`{}`", key.name)), "{}", key.name);
     }
 }
 

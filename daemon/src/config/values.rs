@@ -40,6 +40,36 @@ impl RawConfig {
         }
     }
 
+    /// A number of bytes, or of K, M, G or T (1024 each); 0 and nothing stand
+    /// for no limit.
+    pub(super) fn bytes(&self, key: &str) -> Result<Option<u64>, ConfigError> {
+        let text = self.text(key);
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let (number, unit) = match text.char_indices().next_back() {
+            Some((at, letter)) if letter.is_ascii_alphabetic() => (&text[..at], Some(letter)),
+            _ => (text, None),
+        };
+        let scale = match unit.map(|letter| letter.to_ascii_uppercase()) {
+            None => Some(1),
+            Some('K') => Some(1 << 10),
+            Some('M') => Some(1 << 20),
+            Some('G') => Some(1 << 30),
+            Some('T') => Some(1u64 << 40),
+            Some(_) => None,
+        };
+        let bytes = scale.and_then(|scale| number.trim().parse::<u64>().ok()?.checked_mul(scale));
+        match bytes {
+            Some(0) => Ok(None),
+            Some(bytes) => Ok(Some(bytes)),
+            None => {
+                let problem = format!("is {text:?}, expected bytes like 1000000, 500M or 2G");
+                Err(self.refuse(key, problem))
+            }
+        }
+    }
+
     /// `30s`, `1m30s`, or a number of seconds; 0 and nothing stand for the
     /// default.
     pub(super) fn duration(&self, key: &str, default: Duration) -> Result<Duration, ConfigError> {

@@ -15,8 +15,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Buf, Bytes};
-use pilot_wire::SocketAddress;
 use pilot_wire::service::data_exchange::{FileOffer, FrameHeader, HEADER_LEN, Kind};
+use pilot_wire::{Address, SocketAddress};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
@@ -40,9 +40,9 @@ const MESSAGE_TIME: Duration = Duration::from_secs(300);
 /// What data exchange may use.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DataExchangeLimits {
-    /// Bytes of files and messages saved while the daemon runs; what would
-    /// exceed it is refused with an answer. No limit by default: then the file
-    /// system is the limit.
+    /// Bytes that saved files and messages may take in all, those of earlier
+    /// runs included; what would exceed it is refused with an answer. No limit
+    /// by default: then the file system is the limit.
     pub max_bytes: Option<u64>,
 }
 
@@ -62,13 +62,15 @@ impl DataExchange {
     /// Keeps what comes below the folder `data`. Unfinished files of an
     /// earlier run are removed.
     pub fn new(data: &Path, limits: DataExchangeLimits) -> Self {
-        let received = data.join("received");
+        let (received, inbox) = (data.join("received"), data.join("inbox"));
         save::remove_unfinished(&received);
+        save::remove_unfinished(&inbox);
+        let quota = Quota::new(limits.max_bytes, vec![received.clone(), inbox.clone()]);
         Self {
             shared: Arc::new(Shared {
                 received,
-                inbox: data.join("inbox"),
-                quota: Quota::new(limits.max_bytes),
+                inbox,
+                quota,
                 message_memory: Semaphore::new(MESSAGE_MEMORY),
             }),
         }
@@ -284,24 +286,30 @@ impl Session {
     }
 
     async fn save_message(&self, kind: Kind, data: Vec<u8>) -> Result<PathBuf, SaveError> {
-        let stamp = Stamp::now();
-        let mut message = serde_json::json!({
-            "bytes": data.len(),
-            "data": String::from_utf8_lossy(&data),
-            "from": self.from.address,
-            "received_at": stamp.rfc3339(),
-            "type": kind.to_string(),
-        });
-        if kind == Kind::Binary {
-            // Binary data does not survive the text above.
-            message["data_base64"] = BASE64.encode(&data).into();
-        }
-        let text = Bytes::from(message.to_string());
+        let (stamp, from) = (Stamp::now(), self.from.address);
+        // Sixteen megabytes of text take longer than the loop may wait.
+        let text = save::blocking(move || Ok(render(kind, &data, from, stamp))).await?;
         let mut incoming =
             Incoming::create(&self.shared.inbox, &self.shared.quota, text.len() as u64).await?;
         incoming.write(text).await?;
         incoming.place_at(kind.to_string(), stamp, ".json".to_owned(), None).await
     }
+}
+
+/// A message as it lies in the inbox.
+fn render(kind: Kind, data: &[u8], from: Address, stamp: Stamp) -> Bytes {
+    let mut message = serde_json::json!({
+        "bytes": data.len(),
+        "data": String::from_utf8_lossy(data),
+        "from": from,
+        "received_at": stamp.rfc3339(),
+        "type": kind.to_string(),
+    });
+    if kind == Kind::Binary {
+        // Binary data does not survive the text above.
+        message["data_base64"] = BASE64.encode(data).into();
+    }
+    message.to_string().into()
 }
 
 fn acknowledged(kind: Kind, len: u64) -> String {

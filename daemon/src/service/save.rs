@@ -1,17 +1,18 @@
 //! Files that come from peers: written under a temporary name while they are
 //! hashed, and placed under a name of their own that nothing else has.
 
-use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::stamp::Stamp;
@@ -64,48 +65,95 @@ fn failed(action: &'static str) -> impl FnOnce(io::Error) -> SaveError {
     move |source| SaveError::Io { action, source }
 }
 
-/// Bytes that may be saved, and are.
+/// Bytes that may lie in some folders, those on their way included.
 pub(crate) struct Quota {
     limit: Option<u64>,
-    used: AtomicU64,
+    folders: Vec<PathBuf>,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// What lay in the folders when they were last looked at, and came since.
+    saved: u64,
+    /// Announced and not yet saved.
+    coming: u64,
 }
 
 impl Quota {
-    pub(crate) fn new(limit: Option<u64>) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicU64::new(0) })
+    pub(crate) fn new(limit: Option<u64>, folders: Vec<PathBuf>) -> Arc<Self> {
+        let quota = Self { limit, folders, held: Mutex::default() };
+        if limit.is_some() {
+            quota.held().saved = saved_in(&quota.folders);
+        }
+        Arc::new(quota)
     }
 
-    fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reserved, SaveError> {
-        let used = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let reserved = Reserved { quota: Arc::clone(self), bytes };
-        match self.limit {
-            Some(limit) if used.saturating_add(bytes) > limit => Err(SaveError::Quota { limit }),
-            _ => Ok(reserved),
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reserved, SaveError> {
+        if let Some(reserved) = self.try_reserve(bytes) {
+            return Ok(reserved);
         }
+        // Files may have been taken away since.
+        let quota = Arc::clone(self);
+        blocking(move || {
+            let saved = saved_in(&quota.folders);
+            quota.held().saved = saved;
+            let limit = quota.limit.unwrap_or(u64::MAX);
+            quota.try_reserve(bytes).ok_or(SaveError::Quota { limit })
+        })
+        .await
+    }
+
+    fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reserved> {
+        let mut held = self.held();
+        let coming = held.coming.checked_add(bytes)?;
+        let all = held.saved.checked_add(coming)?;
+        if self.limit.is_some_and(|limit| all > limit) {
+            return None;
+        }
+        held.coming = coming;
+        Some(Reserved { quota: Arc::clone(self), bytes })
     }
 }
 
-/// Gives its bytes back unless they were used.
+/// Bytes of the finished files in `folders`; what cannot be read counts as
+/// nothing.
+fn saved_in(folders: &[PathBuf]) -> u64 {
+    let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let finished = entries.filter(|entry| !is_unfinished(&entry.file_name()));
+    finished
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(Metadata::is_file)
+        .map(|m| m.len())
+        .sum()
+}
+
+/// Gives its bytes back when it is dropped.
 struct Reserved {
     quota: Arc<Quota>,
     bytes: u64,
 }
 
 impl Reserved {
-    fn used(mut self) {
-        self.bytes = 0;
+    /// The bytes are in their folder now.
+    fn saved(self) {
+        self.quota.held().saved += self.bytes;
     }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.quota.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.quota.held().coming -= self.bytes;
     }
 }
 
 /// The file behind an [`Incoming`]; removed when it is dropped unplaced.
 struct Unfinished {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     hasher: Sha256,
     placed: bool,
@@ -131,9 +179,19 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if !self.placed {
+        if self.placed {
+            return;
+        }
+        let (file, path) = (Arc::clone(&self.file), std::mem::take(&mut self.path));
+        let remove = move || {
             // The next start tries again.
-            let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(path);
+            drop(file);
+        };
+        // To give a large file's space back takes longer than the loop may wait.
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
         }
     }
 }
@@ -165,7 +223,7 @@ impl Incoming {
         quota: &Arc<Quota>,
         announced: u64,
     ) -> Result<Self, SaveError> {
-        let reserved = quota.reserve(announced)?;
+        let reserved = quota.reserve(announced).await?;
         let folder = folder.to_owned();
         let unfinished = {
             let folder = folder.clone();
@@ -245,12 +303,12 @@ impl Incoming {
                 .place(hash.as_deref(), |from| name_it(from, &folder, &stem, stamp, &extension))
         })
         .await?;
-        self.reserved.used();
+        self.reserved.saved();
         Ok(path)
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SaveError> + Send + 'static,
 ) -> Result<T, SaveError> {
     spawn_blocking(work).await.map_err(|e| failed("save")(io::Error::other(e)))?
@@ -267,14 +325,18 @@ fn open(folder: &Path) -> Result<Unfinished, SaveError> {
         .mode(0o600)
         .open(&path)
         .map_err(failed("create file"))?;
-    Ok(Unfinished { file, path, hasher: Sha256::new(), placed: false })
+    Ok(Unfinished { file: Arc::new(file), path, hasher: Sha256::new(), placed: false })
+}
+
+fn is_unfinished(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
 }
 
 /// Removes what an earlier run left unfinished. Failures do no harm.
 pub(crate) fn remove_unfinished(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+        if is_unfinished(&entry.file_name()) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -372,7 +434,7 @@ mod tests {
     async fn a_file_appears_only_when_it_is_whole_and_right() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("received");
-        let quota = Quota::new(None);
+        let quota = Quota::new(None, Vec::new());
         let contents: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7) as u8).collect();
         let hash = Sha256::digest(&contents);
 
@@ -393,14 +455,15 @@ mod tests {
         let mut long = Incoming::create(&folder, &quota, 3).await.unwrap();
         assert!(long.write(Bytes::from_static(b"abcd")).await.is_err());
         drop(long);
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        assert_eq!(quota.used.load(Ordering::Relaxed), 3_000_000);
+        settled(&folder, 1).await;
+        let held = quota.held();
+        assert_eq!((held.saved, held.coming), (3_000_000, 0));
     }
 
     #[tokio::test]
     async fn equal_names_at_the_same_moment_stay_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let quota = Quota::new(None);
+        let quota = Quota::new(None, Vec::new());
         let stamp = Stamp::now();
         let mut paths = Vec::new();
         for i in 0..5u8 {
@@ -415,15 +478,34 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 5);
     }
 
+    /// Waits until `folder` has `files` files: unfinished ones go beside.
+    async fn settled(folder: &Path, files: usize) {
+        let all = async {
+            while fs::read_dir(folder).unwrap().count() != files {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), all).await.unwrap();
+    }
+
     #[tokio::test]
-    async fn the_quota_holds_and_gives_back() {
+    async fn the_quota_counts_what_lies_there_and_what_is_coming() {
         let dir = tempfile::tempdir().unwrap();
-        let quota = Quota::new(Some(10));
-        let first = Incoming::create(dir.path(), &quota, 8).await.unwrap();
+        fs::write(dir.path().join("earlier"), "1234").unwrap();
+        fs::write(dir.path().join(".incoming-1-2"), "unfinished files do not count").unwrap();
+        let quota = Quota::new(Some(10), vec![dir.path().to_owned(), dir.path().join("none")]);
+        let mut first = Incoming::create(dir.path(), &quota, 4).await.unwrap();
         let second = Incoming::create(dir.path(), &quota, 3).await;
         assert!(matches!(second, Err(SaveError::Quota { limit: 10 })));
-        drop(first);
-        Incoming::create(dir.path(), &quota, 10).await.unwrap();
+        let huge = Incoming::create(dir.path(), &quota, u64::MAX).await;
+        assert!(matches!(huge, Err(SaveError::Quota { limit: 10 })));
+        drop(Incoming::create(dir.path(), &quota, 2).await.unwrap());
+        first.write(Bytes::from_static(b"5678")).await.unwrap();
+        let first = first.place("first", None).await.unwrap();
+        assert!(Incoming::create(dir.path(), &quota, 3).await.is_err());
+        // Who takes files away makes room.
+        fs::remove_file(first).unwrap();
+        Incoming::create(dir.path(), &quota, 6).await.unwrap();
     }
 
     #[test]

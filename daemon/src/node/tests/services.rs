@@ -200,3 +200,19 @@ fn a_frame_beyond_the_limit_ends_its_stream_only() {
         assert_eq!(sender.asks(Kind::Text, b"still here").await, "ACK TEXT 10 bytes");
     });
 }
+
+#[test]
+fn what_an_earlier_run_left_unfinished_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in ["received", "inbox"] {
+        fs::create_dir(dir.path().join(folder)).unwrap();
+        fs::write(dir.path().join(folder).join(".incoming-1-1"), "half").unwrap();
+        fs::write(dir.path().join(folder).join("whole"), "whole").unwrap();
+    }
+    DataExchange::new(dir.path(), DataExchangeLimits::default());
+    for folder in ["received", "inbox"] {
+        let names: Vec<_> = fs::read_dir(dir.path().join(folder)).unwrap().flatten().collect();
+        assert_eq!(names.len(), 1, "{folder}");
+        assert_eq!(names[0].file_name(), "whole");
+    }
+}
