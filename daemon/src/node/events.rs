@@ -186,7 +186,7 @@ impl Hub {
                 }
             }
             Owner::Local { shared, .. } => match broken(reason) {
-                None => shared.end(),
+                None => shared.over(),
                 Some((_, text)) => shared.broken(text.to_owned()),
             },
             Owner::DialClient { client, tag } => {

@@ -107,6 +107,13 @@ impl StreamShared {
         self.finish_reading(Ending::Broken(reason));
     }
 
+    /// The stream is over in both directions: what was delivered can still be
+    /// read, and a write fails instead of waiting for ever.
+    pub(crate) fn over(&self) {
+        self.lock().finished = true;
+        self.end();
+    }
+
     fn finish_reading(&self, ending: Ending) {
         let mut state = self.lock();
         if matches!(state.ending, Ending::Open) || matches!(ending, Ending::Broken(_)) {
@@ -315,5 +322,30 @@ impl Drop for LocalStream {
         state.incoming_len = 0;
         drop(state);
         self.shared.notifier.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::node::ready::Token;
+
+    #[tokio::test]
+    async fn a_writer_does_not_wait_for_a_stream_that_is_over() {
+        let shared = StreamShared::new(Notifier::new(Arc::default(), Token::Local(1)));
+        let remote = SocketAddress::default();
+        let mut stream = LocalStream::new(Arc::clone(&shared), StreamId(1), 7, remote);
+        shared.deliver(Bytes::from_static(b"last"));
+        let writing = async {
+            let written = stream.write_all(&vec![0; OUTGOING_BOUND + 1]).await;
+            assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        };
+        let ending = async { shared.over() };
+        let both = async { tokio::join!(writing, ending) };
+        tokio::time::timeout(std::time::Duration::from_secs(10), both).await.unwrap();
+        assert_eq!(stream.read_bytes().await.unwrap().unwrap(), "last");
+        assert_eq!(stream.read_bytes().await.unwrap(), None);
     }
 }
