@@ -107,6 +107,8 @@ struct Inner {
 pub struct Store {
     path: PathBuf,
     inner: Arc<Mutex<Inner>>,
+    /// Held while the file is written, so that an older state never comes last.
+    writing: Arc<Mutex<()>>,
     changed: Arc<Notify>,
 }
 
@@ -128,6 +130,7 @@ impl Store {
         Ok(Self {
             path: path.to_owned(),
             inner: Arc::new(Mutex::new(inner)),
+            writing: Arc::default(),
             changed: Arc::new(Notify::new()),
         })
     }
@@ -184,6 +187,7 @@ impl Store {
     /// # Errors
     /// When the system refuses; the change is then still to be written.
     pub fn flush(&self) -> Result<(), StateError> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let json = {
             let mut inner = self.lock();
             if !inner.dirty {

@@ -39,7 +39,7 @@ pub enum SocketError {
     #[error("socket: {} exists and is not a socket; move it away or choose another path", .0.display())]
     NotASocket(PathBuf),
     /// The system refused.
-    #[error("socket: cannot {action} {}: {source}", path.display())]
+    #[error("socket: cannot {action} {}: {source}; choose a path in a folder that exists and that you can write to", path.display())]
     Io {
         /// What was tried.
         action: &'static str,

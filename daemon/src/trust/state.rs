@@ -516,8 +516,11 @@ fn check_signature(message: &Message, key: &[u8; 32], local: NodeId) -> Result<(
         .map_err(|_| Refused::BadSignature)
 }
 
-/// Cuts a text to what this implementation sends and keeps.
-pub(super) fn cut(mut text: String) -> String {
+/// Cuts a text to what this implementation sends and keeps. Control characters
+/// become spaces: they would write on the terminal of whoever reads it, and are
+/// six times as long in JSON, so that a list of them would not fit a message.
+pub(super) fn cut(text: String) -> String {
+    let mut text = text.replace(char::is_control, " ");
     let mut end = text.len().min(handshake::MAX_TEXT);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -396,3 +396,12 @@ proptest! {
         prop_assert_eq!(before, (state.trusted, state.pending, state.outstanding));
     }
 }
+
+#[test]
+fn a_justification_holds_no_control_characters() {
+    let mut state = TrustState::default();
+    let justification = "let me in\u{1b}[2J\nplease\0".to_owned();
+    let input = Input::RelayedRequest { from: PEER, justification, key: None };
+    state.handle(input, ME, NOW).unwrap();
+    assert_eq!(state.pending()[&PEER].justification, "let me in [2J please ");
+}
