@@ -420,7 +420,8 @@ impl Core {
     }
 
     fn evict_peer(&mut self) {
-        let idle = self.peers.iter().filter(|(_, p)| !p.has_work()).min_by_key(|(_, p)| p.last_heard);
+        let idle =
+            self.peers.iter().filter(|(_, p)| !p.has_work()).min_by_key(|(_, p)| p.last_heard);
         if let Some(node) = idle.map(|(_, p)| p.node) {
             self.forget_peer(node);
         }

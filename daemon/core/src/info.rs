@@ -81,7 +81,12 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
-    pub(crate) fn new(id: StreamId, local_port: u16, remote: SocketAddress, state: &'static str) -> Self {
+    pub(crate) fn new(
+        id: StreamId,
+        local_port: u16,
+        remote: SocketAddress,
+        state: &'static str,
+    ) -> Self {
         Self {
             id,
             local_port,

@@ -86,3 +86,42 @@ impl Bucket {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn ephemeral_ports_go_round_and_skip_what_is_taken() {
+        let mut ports = Ports::new(u16::MAX);
+        assert!(ports.listen(EPHEMERAL_FIRST));
+        assert_eq!(ports.ephemeral(|_| true), Some(u16::MAX));
+        assert_eq!(ports.ephemeral(|p| p != EPHEMERAL_FIRST + 1), Some(EPHEMERAL_FIRST + 2));
+        assert_eq!(ports.ephemeral(|_| false), None);
+        assert!(!ports.listen(EPHEMERAL_FIRST), "bound already");
+    }
+
+    #[test]
+    fn any_start_gives_an_ephemeral_port() {
+        for start in 0..=u16::MAX {
+            let port = Ports::new(start).ephemeral(|_| true).expect("free");
+            assert!(port >= EPHEMERAL_FIRST);
+        }
+    }
+
+    #[test]
+    fn a_bucket_gives_its_rate_and_holds_no_more() {
+        let mut bucket = Bucket::new(10, Time::ZERO);
+        let take_all = |bucket: &mut Bucket, now| (0..100).filter(|_| bucket.take(now)).count();
+        assert_eq!(take_all(&mut bucket, Time::ZERO), 10);
+        let later = Time::ZERO + Duration::from_millis(250);
+        assert_eq!(take_all(&mut bucket, later), 2);
+        assert_eq!(take_all(&mut bucket, later + Duration::from_millis(50)), 1, "halves add up");
+        assert_eq!(take_all(&mut bucket, later + Duration::from_secs(3600)), 10);
+        assert_eq!(take_all(&mut Bucket::new(0, Time::ZERO), later), 0);
+        let mut wide = Bucket::new(u32::MAX, Time::ZERO);
+        assert!(wide.take(Time::from_nanos(u64::MAX)), "no overflow");
+    }
+}

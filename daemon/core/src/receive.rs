@@ -296,7 +296,8 @@ impl Core {
         if !self.syns.take(now) || !self.peers[slot].syns.take(now) {
             return self.refuse(Refusal::SynRate, Some(node), to, now);
         }
-        if open >= self.config.max_streams_per_port || self.open_streams >= self.config.max_streams {
+        if open >= self.config.max_streams_per_port || self.open_streams >= self.config.max_streams
+        {
             self.refuse(Refusal::StreamLimit, Some(node), to, now);
             return self.send_reset(slot, header, payload, now);
         }

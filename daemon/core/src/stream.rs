@@ -10,8 +10,8 @@
 //! window is exact. With published peers the page's own rules and its advice
 //! are followed.
 
-mod congestion;
 mod close;
+mod congestion;
 mod recv;
 mod rtt;
 mod send;
@@ -21,6 +21,7 @@ mod transmit;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub(crate) use close::Remains;
 use congestion::{Controller, Cubic, NewReno, Sample};
 use pilot_wire::SocketAddress;
 use pilot_wire::options::Options;
@@ -29,7 +30,6 @@ use pilot_wire::sack::Blocks;
 use recv::RecvSide;
 use rtt::Rtt;
 use send::{Acked, SendSide};
-pub(crate) use close::Remains;
 
 use crate::config::{Config, CongestionControl};
 use crate::event::{CloseReason, DialFailure, Event, Read, StreamId};
@@ -144,7 +144,13 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    fn new(id: StreamId, local: SocketAddress, remote: SocketAddress, config: &Config, now: Time) -> Self {
+    fn new(
+        id: StreamId,
+        local: SocketAddress,
+        remote: SocketAddress,
+        config: &Config,
+        now: Time,
+    ) -> Self {
         Self {
             id,
             local,
@@ -240,7 +246,10 @@ impl Stream {
     /// another incarnation of the peer.
     pub(crate) fn on_syn_again(&mut self, header: &Header, epoch: u32) -> bool {
         let carried = self.recv.next() > 0 || self.send.next() > 0;
-        if self.state != State::Open || header.seq != self.irs || (self.ours.is_none() && carried && epoch != self.epoch) {
+        if self.state != State::Open
+            || header.seq != self.irs
+            || (self.ours.is_none() && carried && epoch != self.epoch)
+        {
             return false;
         }
         if self.accepted && !carried {
@@ -427,7 +436,13 @@ impl Stream {
         })
     }
 
-    fn on_ack(&mut self, header: &Header, blocks: Option<&Blocks>, pure: bool, now: Time) -> Reaction {
+    fn on_ack(
+        &mut self,
+        header: &Header,
+        blocks: Option<&Blocks>,
+        pure: bool,
+        now: Time,
+    ) -> Reaction {
         let fin = u64::from(self.ours.is_some() && matches!(self.fin, Fin::Sent | Fin::Acked));
         let Some(mut ack) = self.ack_offset(header.ack) else { return Reaction::OutOfState };
         if ack > self.send.next() + fin {
@@ -456,7 +471,8 @@ impl Stream {
         }
         for block in blocks.map_or(&[][..], Blocks::as_slice) {
             self.stats.sack_recv += 1;
-            if let (Some(l), Some(r)) = (self.ack_offset(block.left), self.ack_offset(block.right)) {
+            if let (Some(l), Some(r)) = (self.ack_offset(block.left), self.ack_offset(block.right))
+            {
                 self.send.sack((l, r), min_rtt, now, &mut acked);
             }
         }

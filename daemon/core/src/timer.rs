@@ -23,7 +23,12 @@ pub(crate) struct Timers {
 impl Timers {
     /// Makes sure that `owner` fires at `wanted` or before. `registered` is
     /// the owner's own record of what stands in the table.
-    pub(crate) fn update(&mut self, owner: Owner, registered: &mut Option<Time>, wanted: Option<Time>) {
+    pub(crate) fn update(
+        &mut self,
+        owner: Owner,
+        registered: &mut Option<Time>,
+        wanted: Option<Time>,
+    ) {
         let Some(wanted) = wanted else { return };
         match *registered {
             Some(at) if at <= wanted => return,
@@ -52,5 +57,44 @@ impl Timers {
 
     pub(crate) fn next(&self) -> Option<Time> {
         self.entries.first().map(|(at, _)| *at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(ms: u64) -> Time {
+        Time::ZERO + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn fires_in_order_and_each_owner_once() {
+        let mut timers = Timers::default();
+        let mut registered = [None; 3];
+        let owners = [Owner::Stream(0), Owner::Peer(0), Owner::Stream(1)];
+        for (i, ms) in [30, 10, 20].into_iter().enumerate() {
+            timers.update(owners[i], &mut registered[i], Some(at(ms)));
+        }
+        assert_eq!(timers.next(), Some(at(10)));
+        assert_eq!(timers.pop_due(at(9)), None);
+        let fired: Vec<_> = std::iter::from_fn(|| timers.pop_due(at(30))).collect();
+        assert_eq!(fired, [Owner::Peer(0), Owner::Stream(1), Owner::Stream(0)]);
+        assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn a_deadline_moves_nearer_at_once_and_further_when_it_fires() {
+        let (mut timers, mut registered) = (Timers::default(), None);
+        let owner = Owner::Stream(7);
+        timers.update(owner, &mut registered, Some(at(20)));
+        timers.update(owner, &mut registered, Some(at(50)));
+        assert_eq!(registered, Some(at(20)), "left where it is");
+        timers.update(owner, &mut registered, Some(at(5)));
+        assert_eq!(timers.next(), Some(at(5)));
+        timers.cancel(owner, &mut registered);
+        assert_eq!((timers.next(), registered), (None, None));
     }
 }

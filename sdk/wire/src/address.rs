@@ -119,8 +119,7 @@ fn parse_digits(text: &str) -> Option<u64> {
         return None;
     }
     text.bytes().try_fold(0u64, |value, b| {
-        b.is_ascii_digit()
-            .then(|| value.saturating_mul(10).saturating_add(u64::from(b - b'0')))
+        b.is_ascii_digit().then(|| value.saturating_mul(10).saturating_add(u64::from(b - b'0')))
     })
 }
 

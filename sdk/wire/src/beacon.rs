@@ -120,13 +120,15 @@ impl<'a> Message<'a> {
         match r.u8().ok_or(MessageError::Type)? {
             DISCOVER => r.u32().map(|node| Self::Discover { node: NodeId(node) }).ok_or("discover"),
             DISCOVER_REPLY => {
-                return endpoint(r, "discover reply").map(|endpoint| Self::DiscoverReply { endpoint });
+                return endpoint(r, "discover reply")
+                    .map(|endpoint| Self::DiscoverReply { endpoint });
             }
             PUNCH_REQUEST => two_ids(&mut r)
                 .map(|(requester, target)| Self::PunchRequest { requester, target })
                 .ok_or("punch request"),
             PUNCH_COMMAND => {
-                return endpoint(r, "punch command").map(|endpoint| Self::PunchCommand { endpoint });
+                return endpoint(r, "punch command")
+                    .map(|endpoint| Self::PunchCommand { endpoint });
             }
             RELAY => two_ids(&mut r)
                 .map(|(sender, destination)| Self::Relay { sender, destination, frame: r.rest() })

@@ -116,7 +116,8 @@ impl RecvSide {
     /// limit.
     pub(crate) fn insert(&mut self, offset: u64, data: &[u8], trickle: bool, now: Time) -> usize {
         self.unacked_segments += if data.len() >= LARGE_SEGMENT { 2 } else { 1 };
-        let stop = self.end.unwrap_or(u64::MAX).min(self.acceptable_until(data.len(), trickle, now));
+        let stop =
+            self.end.unwrap_or(u64::MAX).min(self.acceptable_until(data.len(), trickle, now));
         let from = offset.max(self.next);
         let until = (offset + data.len() as u64).min(stop);
         if from >= until {
@@ -189,7 +190,8 @@ impl RecvSide {
         }
         while !data.is_empty() {
             let following = self.out_of_order.range(from..).next().map(|(s, d)| (*s, d.len()));
-            let gap = following.map_or(data.len() as u64, |(s, _)| (s - from).min(data.len() as u64));
+            let gap =
+                following.map_or(data.len() as u64, |(s, _)| (s - from).min(data.len() as u64));
             let (fill, rest) = data.split_at(index(gap));
             if !fill.is_empty() {
                 self.out_of_order.insert(from, Bytes::copy_from_slice(fill));
@@ -340,3 +342,6 @@ impl RecvSide {
 const fn index(n: u64) -> usize {
     n as usize
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,9 +47,9 @@ impl Rtt {
 
     /// The timeout now, with back-off.
     pub(crate) fn timeout(&self) -> Duration {
-        let base = self.smoothed.map_or(INITIAL, |srtt| {
-            (srtt + GRANULARITY.max(self.variation * 4)).clamp(MIN, MAX)
-        });
+        let base = self
+            .smoothed
+            .map_or(INITIAL, |srtt| (srtt + GRANULARITY.max(self.variation * 4)).clamp(MIN, MAX));
         (base * 2u32.pow(self.backoff.min(16))).min(MAX)
     }
 

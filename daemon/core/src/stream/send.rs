@@ -383,8 +383,13 @@ impl SendSide {
         if !span.again {
             self.next += span.len as u64;
             self.in_flight += span.len;
-            let segment =
-                Segment { start: span.offset, len, sent: now, fate: Fate::InFlight, transmissions: 1 };
+            let segment = Segment {
+                start: span.offset,
+                len,
+                sent: now,
+                fate: Fate::InFlight,
+                transmissions: 1,
+            };
             self.segments.push_back(segment);
             return;
         }
@@ -418,3 +423,6 @@ impl SendSide {
 const fn index(n: u64) -> usize {
     n as usize
 }
+
+#[cfg(test)]
+mod tests;

@@ -231,7 +231,9 @@ impl Stream {
 
     /// RFC 8985, section 7.2: only outside recovery, and once per flight.
     fn arm_tail_probe(&mut self) {
-        let wanted = self.recovery.is_none() && self.send.in_flight() > 0 && !self.send.has_lost()
+        let wanted = self.recovery.is_none()
+            && self.send.in_flight() > 0
+            && !self.send.has_lost()
             && self.rtt.backoff() == 0
             && !self.timers.tail_probed;
         self.timers.tail_probe_at = if wanted {
@@ -255,7 +257,8 @@ impl Stream {
             State::SynSent => earliest(&[t.syn_at, t.dial_until]),
             State::Open => {
                 let flush = t.small_since.map(|at| at + NAGLE_FLUSH);
-                let orphan = t.released_at.filter(|_| self.fin == Fin::Acked).map(|at| at + t.orphan);
+                let orphan =
+                    t.released_at.filter(|_| self.fin == Fin::Acked).map(|at| at + t.orphan);
                 earliest(&[
                     t.rto_at,
                     t.tail_probe_at,

@@ -73,7 +73,9 @@ impl Stream {
     }
 
     fn fin_sendable(&self) -> bool {
-        self.fin == Fin::Due && self.send.next() == self.send.end() && !self.send.has_lost()
+        self.fin == Fin::Due
+            && self.send.next() == self.send.end()
+            && !self.send.has_lost()
             && (self.ours.is_some() || self.send.all_acked())
     }
 

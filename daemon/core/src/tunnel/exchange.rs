@@ -145,17 +145,14 @@ impl Tunnel {
             return Accepted::Refused;
         }
         let answered = self.outstanding.is_some();
-        let held = self
-            .local
-            .as_ref()
-            .is_some_and(|l| self.sessions.iter().any(|s| (s.local, s.remote) == (l.public, remote)));
+        let held = self.local.as_ref().is_some_and(|l| {
+            self.sessions.iter().any(|s| (s.local, s.remote) == (l.public, remote))
+        });
         if held || (self.uses(&remote) && !answered) {
             let recent = self.last_sent_key.is_some_and(|t| now.since(t) < ANSWER_INTERVAL);
             return Accepted::Repeated { answer: !recent };
         }
-        let usable = |l: &LocalKey| {
-            !l.spent && (answered || now.since(l.born) < LOCAL_KEY_REUSE)
-        };
+        let usable = |l: &LocalKey| !l.spent && (answered || now.since(l.born) < LOCAL_KEY_REUSE);
         if !self.local.as_ref().is_some_and(usable) {
             self.local = Some(fresh_key(rng, now));
         }
@@ -294,3 +291,6 @@ fn fresh_key(rng: &mut StdRng, now: Time) -> LocalKey {
 fn retry_pause(attempts: u32) -> Duration {
     (RETRY_FIRST * 2u32.pow(attempts.saturating_sub(3).min(8))).min(RETRY_MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,7 +222,7 @@ impl Mtu {
 
     /// A probe was answered. Returns whether the size grew.
     pub(crate) fn acknowledged(&mut self, token: u64) -> bool {
-        if !self.probe.is_some_and(|(t, _)| t == token) {
+        if self.probe.is_none_or(|(t, _)| t != token) {
             return false;
         }
         self.current = CANDIDATES.get(self.next).copied().unwrap_or(self.current);
@@ -242,3 +242,6 @@ impl Mtu {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,10 +149,8 @@ impl Session {
             _ => {}
         }
         let aead_nonce = AeadNonce::assume_unique_for_key(nonce.to_bytes());
-        let packet = self
-            .key
-            .open_in_place(aead_nonce, Aad::empty(), body)
-            .map_err(|_| OpenError::Tag)?;
+        let packet =
+            self.key.open_in_place(aead_nonce, Aad::empty(), body).map_err(|_| OpenError::Tag)?;
         let i = window.unwrap_or_else(|| {
             self.windows.push((nonce.prefix, ReplayWindow::new()));
             self.windows.len() - 1
@@ -162,3 +160,6 @@ impl Session {
         Ok((packet, newest))
     }
 }
+
+#[cfg(test)]
+mod tests;

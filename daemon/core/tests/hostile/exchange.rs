@@ -118,7 +118,8 @@ fn a_recorded_exchange_that_never_arrived_moves_no_endpoint() {
         let hello = Bytes::from_static(b"hello");
         net.nodes[0].core.write(pair.ends[1].1, hello, net.now).expect("open");
         let before = net.now;
-        let arrived = net.until(Duration::from_secs(2), |net| net.read_all(pair.ends[0]) == b"hello");
+        let arrived =
+            net.until(Duration::from_secs(2), |net| net.read_all(pair.ends[0]) == b"hello");
         assert!(arrived, "what is sent next arrives");
         assert!(net.now.since(before) < Duration::from_millis(50), "and at once");
     }
@@ -142,9 +143,8 @@ fn a_recorded_exchange_in_place_of_an_answer_only_costs_time() {
         let offers = net.recorded(0, 1, b"PILA").len();
         let hello = Bytes::from_static(b"x");
         net.nodes[0].core.write(pair.ends[1].1, hello, net.now).expect("open");
-        let rekeying = net.until(Duration::from_secs(30), |net| {
-            net.recorded(0, 1, b"PILA").len() > offers
-        });
+        let rekeying =
+            net.until(Duration::from_secs(30), |net| net.recorded(0, 1, b"PILA").len() > offers);
         assert!(rekeying, "the core offers a new key");
         net.inject(0, address(EVIL), exchange);
         let got = net.until(Duration::from_secs(10), |net| !net.read_all(pair.ends[0]).is_empty());
@@ -229,7 +229,7 @@ fn no_nonce_is_used_twice() {
     net.converse(&pair, 30_000_000, |net| {
         turn += 1;
         for (from, to) in [(0, 1), (1, 0)] {
-            if turn % 20 == 0 {
+            if turn.is_multiple_of(20) {
                 let exchanges = net.recorded(from, to, b"PILA");
                 let again = exchanges[turn / 20 % exchanges.len()].clone();
                 net.inject(to, address(EVIL), &again);

@@ -192,7 +192,11 @@ impl Net {
     }
 
     /// Lets time pass until `wanted` holds. Returns whether it ever did.
-    pub(crate) fn until(&mut self, limit: Duration, mut wanted: impl FnMut(&mut Self) -> bool) -> bool {
+    pub(crate) fn until(
+        &mut self,
+        limit: Duration,
+        mut wanted: impl FnMut(&mut Self) -> bool,
+    ) -> bool {
         let limit = self.now + limit;
         loop {
             for node in 0..self.nodes.len() {

@@ -73,12 +73,9 @@ fn pings_cannot_bounce() {
     let (mut net, mut villain) = victim(Permission::Trusted);
     let mut ping = villain.header(1, 0);
     ping.protocol = Protocol::Control;
-    for (source, port, flags) in [
-        (0, 0, Flags::NONE),
-        (50_000, 0, Flags::ACK),
-        (0, 0, Flags::ACK),
-        (50_000, 7, Flags::NONE),
-    ] {
+    for (source, port, flags) in
+        [(0, 0, Flags::NONE), (50_000, 0, Flags::ACK), (0, 0, Flags::ACK), (50_000, 7, Flags::NONE)]
+    {
         ping.source.port = source;
         ping.destination.port = port;
         ping.flags = flags;

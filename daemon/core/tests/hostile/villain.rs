@@ -98,7 +98,14 @@ impl Villain {
     }
 
     /// Opens a stream as a peer with (`ours`) or without options does.
-    pub(crate) fn open(&mut self, net: &mut Net, victim: usize, source: u16, port: u16, ours: bool) -> Hold {
+    pub(crate) fn open(
+        &mut self,
+        net: &mut Net,
+        victim: usize,
+        source: u16,
+        port: u16,
+        ours: bool,
+    ) -> Hold {
         let to = net.nodes[victim].id;
         let mut options = Vec::new();
         if ours {
@@ -123,7 +130,9 @@ impl Villain {
             .find(|h| h.flags == Flags::SYN | Flags::ACK && h.destination.port == source);
         let answer = answer.unwrap_or_else(|| panic!("no SYN-ACK for {source}: {answers:?}"));
         assert_eq!(answer.ack, 1001);
-        Hold { header: Header { flags: Flags::ACK, seq: 1001, ack: answer.seq.wrapping_add(1), ..syn } }
+        Hold {
+            header: Header { flags: Flags::ACK, seq: 1001, ack: answer.seq.wrapping_add(1), ..syn },
+        }
     }
 }
 
@@ -135,7 +144,13 @@ pub(crate) struct Hold {
 
 impl Hold {
     /// Sends the next bytes in order.
-    pub(crate) fn data(&mut self, villain: &mut Villain, net: &mut Net, victim: usize, data: &[u8]) {
+    pub(crate) fn data(
+        &mut self,
+        villain: &mut Villain,
+        net: &mut Net,
+        victim: usize,
+        data: &[u8],
+    ) {
         villain.send(net, victim, &self.header, data);
         self.header.seq = self.header.seq.wrapping_add(data.len() as u32);
     }

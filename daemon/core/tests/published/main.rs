@@ -106,7 +106,11 @@ fn exchange(world: &mut World, pair: Pair, from_core: &[u8], from_peer: &[u8], p
             let at = got[0].iter().zip(from_peer).position(|(a, b)| a != b);
             let after = at.map(|at| &got[0][at..(at + 16).min(got[0].len())]);
             let found = after.and_then(|a| from_peer.windows(a.len()).position(|w| w == a));
-            panic!("wrong bytes reached the core: {} of {} at {at:?}, which are those at {found:?}", got[0].len(), from_peer.len());
+            panic!(
+                "wrong bytes reached the core: {} of {} at {at:?}, which are those at {found:?}",
+                got[0].len(),
+                from_peer.len()
+            );
         }
         assert!(from_core.starts_with(&got[1]), "wrong bytes reached the peer");
         got[0].len() == from_peer.len() && got[1].len() == from_core.len()
@@ -145,7 +149,8 @@ fn finish(world: &mut World, pair: Pair, core_first: bool) {
     assert!(over, "the core's stream ends: {:?}", world.core.streams());
     let reason = closed(world, pair.core);
     assert!(
-        reason == Some(CloseReason::Finished) || (!core_first && reason == Some(CloseReason::Reset)),
+        reason == Some(CloseReason::Finished)
+            || (!core_first && reason == Some(CloseReason::Reset)),
         "{reason:?}"
     );
     let gone = world.until(Duration::from_secs(120), |w| w.peer.connections.is_empty());
@@ -273,11 +278,8 @@ fn keys_are_replaced_under_traffic() {
     let mut rng = StdRng::seed_from_u64(5);
     let (a, b) = (data(&mut rng, 3_000_000, false), data(&mut rng, 3_000_000, false));
     exchange(&mut world, pair, &a, &b, 100_000);
-    let rekeys = world
-        .events
-        .iter()
-        .filter(|e| matches!(e, Event::TunnelUp { rekeyed: true, .. }))
-        .count();
+    let rekeys =
+        world.events.iter().filter(|e| matches!(e, Event::TunnelUp { rekeyed: true, .. })).count();
     assert!(rekeys >= 5, "{rekeys} new sessions");
     assert!(world.peer.exchanges < 1000, "{} exchanges", world.peer.exchanges);
     finish(&mut world, pair, false);
@@ -354,6 +356,11 @@ fn a_peer_that_speaks_first_is_heard_from_the_start() {
             got.len() == greeting.len()
         });
         let streams = world.core.streams();
-        assert!(heard && dials <= 4, "{} bytes, {dials} dials, {streams:?} {:?}", got.len(), world.events);
+        assert!(
+            heard && dials <= 4,
+            "{} bytes, {dials} dials, {streams:?} {:?}",
+            got.len(),
+            world.events
+        );
     });
 }

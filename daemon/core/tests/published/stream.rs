@@ -299,7 +299,13 @@ impl Connection {
             self.acked_now();
             let seq = self.next;
             self.next = self.next.wrapping_add(len as u32);
-            self.flight.push_back(Segment { seq, data, sent: now, transmissions: 1, sacked: false });
+            self.flight.push_back(Segment {
+                seq,
+                data,
+                sent: now,
+                transmissions: 1,
+                sacked: false,
+            });
             self.active = now;
         }
     }
@@ -359,9 +365,8 @@ impl Connection {
     fn sacked(&mut self, blocks: &[Block]) {
         for segment in &mut self.flight {
             let end = segment.seq.wrapping_add(segment.data.len() as u32);
-            segment.sacked |= blocks
-                .iter()
-                .any(|b| ahead(segment.seq, b.left) >= 0 && ahead(b.right, end) >= 0);
+            segment.sacked |=
+                blocks.iter().any(|b| ahead(segment.seq, b.left) >= 0 && ahead(b.right, end) >= 0);
         }
     }
 

@@ -158,7 +158,11 @@ impl World {
     }
 
     /// Lets time pass until `wanted` holds. Returns whether it ever did.
-    pub(crate) fn until(&mut self, limit: Duration, mut wanted: impl FnMut(&mut Self) -> bool) -> bool {
+    pub(crate) fn until(
+        &mut self,
+        limit: Duration,
+        mut wanted: impl FnMut(&mut Self) -> bool,
+    ) -> bool {
         let limit = self.now + limit;
         loop {
             self.drain();

@@ -108,8 +108,8 @@ pub(crate) fn run_transfer(
             sides[0].stream = Some(stream);
         }
         world.settle();
-        for i in 0..2 {
-            pump(world, i, &mut sides[i], transfer);
+        for (i, side) in sides.iter_mut().enumerate() {
+            pump(world, i, side, transfer);
         }
         for side in &mut sides {
             // The handle went with the last byte read.
@@ -141,8 +141,13 @@ pub(crate) fn run_transfer(
                 side.stream = None;
             }
         }
-        assert!(world.now < limit, "stalled at {:?}: {:?} {:?}", world.now,
-            world.nodes[0].core.streams(), world.nodes[1].core.streams());
+        assert!(
+            world.now < limit,
+            "stalled at {:?}: {:?} {:?}",
+            world.now,
+            world.nodes[0].core.streams(),
+            world.nodes[1].core.streams()
+        );
     }
 }
 

@@ -100,7 +100,6 @@ fn a_restart_is_noticed_and_survived() {
             if !restarted && world.now >= at {
                 restarted = true;
                 world.restart(victim);
-                return;
             }
         });
         // Whatever happened to the first transfer, its bytes were a prefix

@@ -114,7 +114,8 @@ impl World {
         let peer = self.nodes[1 - i].id;
         let node = &mut self.nodes[i];
         node.core.handle(Input::LocalNode(node.id), self.now);
-        node.core.handle(Input::Permission { node: peer, permission: Permission::Trusted }, self.now);
+        node.core
+            .handle(Input::Permission { node: peer, permission: Permission::Trusted }, self.now);
     }
 
     /// Replaces a node by a fresh one with the same identity and address.

@@ -247,10 +247,9 @@ impl<'a> Command<'a> {
                 features: Features(r.u32().ok_or(missing("hello", "features"))?),
                 receive_credit: r.u32().ok_or(missing("hello", "receive credit"))?,
             },
-            REQUEST => Self::Request {
-                id: r.u32().ok_or(missing("request", "id"))?,
-                command: r.rest(),
-            },
+            REQUEST => {
+                Self::Request { id: r.u32().ok_or(missing("request", "id"))?, command: r.rest() }
+            }
             CREDIT => Self::Credit {
                 connection: r.u32().ok_or(missing("credit", "conn_id"))?,
                 bytes: r.u32().ok_or(missing("credit", "bytes"))?,
@@ -261,8 +260,7 @@ impl<'a> Command<'a> {
             UNBIND => Self::Unbind { port: r.u16().ok_or(missing("unbind", "port"))? },
             SET => {
                 let connection = r.u32().ok_or(missing("set", "conn_id"))?;
-                let (kind, value) =
-                    r.u8().zip(r.u32()).ok_or(missing("set", "setting"))?;
+                let (kind, value) = r.u8().zip(r.u32()).ok_or(missing("set", "setting"))?;
                 match kind {
                     1 => Self::Set { connection, setting: Setting::NoDelay(value != 0) },
                     other => return Err(CommandError::UnknownSetting(other)),

@@ -241,10 +241,9 @@ fn parse_fields(code: u8, mut r: Reader<'_>) -> Option<Option<Event<'_>>> {
         },
         RECEIVE => Event::Receive { connection: r.u32()?, data: r.rest() },
         CLOSED => Event::Closed { connection: r.u32()? },
-        ERROR => Event::Error {
-            code: ErrorCode(r.u16()?),
-            text: std::str::from_utf8(r.rest()).ok()?,
-        },
+        ERROR => {
+            Event::Error { code: ErrorCode(r.u16()?), text: std::str::from_utf8(r.rest()).ok()? }
+        }
         RECEIVE_DATAGRAM => Event::ReceiveDatagram {
             source: Address::from_bytes(r.array()?).port(r.u16()?),
             destination_port: r.u16()?,

@@ -120,7 +120,10 @@ impl FrameHeader {
         if len as usize > MAX_PAYLOAD {
             return Err(TooLong(len));
         }
-        Ok(Self { kind: Kind::from_number(u32::from_be_bytes([k0, k1, k2, k3])), len: len as usize })
+        Ok(Self {
+            kind: Kind::from_number(u32::from_be_bytes([k0, k1, k2, k3])),
+            len: len as usize,
+        })
     }
 
     /// The eight header bytes.

@@ -90,11 +90,8 @@ impl Cubic {
 
     fn reduce(&mut self, in_flight: usize, segment: usize) {
         // Fast convergence (section 4.7).
-        self.w_max = if self.window < self.w_max {
-            self.window * (1.0 + BETA) / 2.0
-        } else {
-            self.window
-        };
+        self.w_max =
+            if self.window < self.w_max { self.window * (1.0 + BETA) / 2.0 } else { self.window };
         let reduced = bytes_of(in_flight as f64 * BETA);
         self.threshold = reduced.max(MIN_SEGMENTS * segment);
         self.epoch = None;
