@@ -288,11 +288,8 @@ impl Statements {
 
     fn note(&mut self, op: &Op) {
         match *op {
-            Op::RequestHandshake { by, to, .. } => {
-                if !self.withdrawn.contains(&(by.node, to)) {
-                    self.stated.insert((by.node, to));
-                }
-            }
+            Op::RequestHandshake { by, to, .. } if self.withdrawn.contains(&(by.node, to)) => {}
+            Op::RequestHandshake { by, to, .. } => drop(self.stated.insert((by.node, to))),
             Op::ReportTrust { by, peer } | Op::RespondHandshake { by, peer, accept: true } => {
                 self.stated.insert((by.node, peer));
                 self.withdrawn.remove(&(by.node, peer));
