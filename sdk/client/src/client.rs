@@ -98,19 +98,14 @@ impl Client {
     /// # Errors
     /// When the port is taken or the daemon has gone.
     pub async fn listen(&self, port: u16) -> Result<Listener, Error> {
-        let (incoming, streams) = Incoming::new();
         if !self.link().grants.hello {
             // A published daemon cannot unbind: the port may still be ours.
             let mut ports = lock(&self.link().ports);
             if ports.get(&port).is_some_and(Incoming::is_gone) {
-                ports.insert(port, incoming);
-                return Ok(Listener::new(port, streams, Arc::clone(&self.guard)));
+                return Ok(Listener::new(port, &mut ports, Arc::clone(&self.guard)));
             }
         }
-        self.link()
-            .request(&Command::Bind { port }, |reply| Waiting::Bind { port, incoming, reply })
-            .await?;
-        Ok(Listener::new(port, streams, Arc::clone(&self.guard)))
+        self.link().request(&Command::Bind { port }, |reply| Waiting::Bind { port, reply }).await
     }
 
     /// Opens a stream to `agent-b:1000`, `0:0000.0000.0002:1000` or `2:1000`.

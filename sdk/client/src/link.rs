@@ -51,8 +51,10 @@ struct Backlog {
     sent: usize,
     /// Bytes that have ever left through the backlog.
     flushed: u64,
-    /// The last client handle is gone: flush what is here, then end.
-    closing: bool,
+    /// The last client handle is gone: flush what is here, then end the
+    /// reader. Until then it reads on, or a daemon that waits for this client
+    /// to read would never take the rest.
+    closing: Option<AbortHandle>,
 }
 
 impl Backlog {
@@ -228,8 +230,12 @@ impl Link {
             self.flush_wanted.notified().await;
             let mark = lock(&self.out).mark();
             let flushed = std::future::poll_fn(|cx| self.poll_flushed(cx, mark)).await;
-            let out = lock(&self.out);
-            if flushed.is_err() || self.dead.get().is_some() || (out.closing && out.is_empty()) {
+            let mut out = lock(&self.out);
+            let dead = flushed.is_err() || self.dead.get().is_some();
+            if dead || (out.closing.is_some() && out.is_empty()) {
+                if let Some(reader) = out.closing.take() {
+                    reader.abort();
+                }
                 return;
             }
             if !out.is_empty() {
@@ -257,8 +263,11 @@ pub(crate) struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.reader.abort();
-        lock(&self.link.out).closing = true;
+        lock(&self.link.out).closing = Some(self.reader.clone());
+        if self.link.error().is_some() {
+            // Nobody flushes any more.
+            self.reader.abort();
+        }
         self.link.flush_wanted.notify_one();
     }
 }

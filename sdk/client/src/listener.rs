@@ -1,5 +1,6 @@
 //! Taking streams that peers open to a port of ours.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use pilot_wire::SocketAddress;
@@ -9,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, ErrorKind};
 use crate::link::Guard;
+use crate::lock;
 use crate::stream::Stream;
 
 /// Accepted streams that may wait for the application, the daemon's default
@@ -27,24 +29,11 @@ pub struct Listener {
 #[derive(Clone)]
 pub(crate) struct Incoming(mpsc::Sender<Stream>);
 
-/// Why a stream was not taken; it has been dropped, which closes it.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    Full,
-    Gone,
-}
-
 impl Incoming {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Stream>) {
-        let (sender, receiver) = mpsc::channel(BACKLOG);
-        (Self(sender), receiver)
-    }
-
-    pub(crate) fn offer(&self, stream: Stream) -> Result<(), Refused> {
-        self.0.try_send(stream).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => Refused::Full,
-            mpsc::error::TrySendError::Closed(_) => Refused::Gone,
-        })
+    /// Hands a stream over. One that does not fit, or that nobody waits for,
+    /// is dropped, which closes it.
+    pub(crate) fn offer(&self, stream: Stream) {
+        drop(self.0.try_send(stream));
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -53,7 +42,10 @@ impl Incoming {
 }
 
 impl Listener {
-    pub(crate) fn new(port: u16, streams: mpsc::Receiver<Stream>, guard: Arc<Guard>) -> Self {
+    /// Takes over a port that the daemon has bound for this client.
+    pub(crate) fn new(port: u16, ports: &mut HashMap<u16, Incoming>, guard: Arc<Guard>) -> Self {
+        let (sender, streams) = mpsc::channel(BACKLOG);
+        ports.insert(port, Incoming(sender));
         Self { port, streams: Mutex::new(streams), guard }
     }
 
@@ -84,6 +76,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if self.guard.link.grants.hello {
+            lock(&self.guard.link.ports).remove(&self.port);
             self.guard.link.control(&Command::Unbind { port: self.port });
         }
     }

@@ -17,7 +17,7 @@ use crate::connect::too_long;
 use crate::datagram::Datagram;
 use crate::error::{Error, ErrorKind};
 use crate::link::{Guard, Link};
-use crate::listener::Refused;
+use crate::listener::Listener;
 use crate::lock;
 use crate::request::Waiting;
 use crate::stream::Stream;
@@ -216,13 +216,8 @@ impl Reader {
         let incoming = lock(&self.link.ports).get(&port).cloned();
         // A stream that nobody takes is dropped, which closes it.
         let Some(stream) = self.open(connection, remote) else { return };
-        if let Some(incoming) = incoming
-            && incoming.offer(stream) == Err(Refused::Gone)
-            && self.link.grants.hello
-        {
-            // A published daemon still has the port bound to this client; its
-            // entry says so to the next `listen`.
-            lock(&self.link.ports).remove(&port);
+        if let Some(incoming) = incoming {
+            incoming.offer(stream);
         }
     }
 
@@ -237,11 +232,14 @@ impl Reader {
             }
             return waiting.fail(Error::protocol("the daemon answered another request"));
         }
-        // A caller that has given up drops what it is sent: a stream closes.
+        // A caller that has given up drops what it is sent: a stream closes, a
+        // port is unbound.
         match (waiting, event) {
-            (Waiting::Bind { port, incoming, reply }, _) => {
-                lock(&self.link.ports).insert(port, incoming);
-                let _ = reply.send(Ok(()));
+            (Waiting::Bind { port, reply }, _) => {
+                if let Some(guard) = self.guard.upgrade() {
+                    let listener = Listener::new(port, &mut lock(&self.link.ports), guard);
+                    let _ = reply.send(Ok(listener));
+                }
             }
             (Waiting::Dial { to, reply }, Event::DialOk { connection }) => {
                 if let Some(stream) = self.open(*connection, to) {

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::connect::Grants;
 use crate::error::{Error, ErrorKind};
 use crate::link::Link;
-use crate::listener::Incoming;
+use crate::listener::Listener;
 use crate::lock;
 use crate::stream::Stream;
 
@@ -26,7 +26,7 @@ const UNTAGGED: u32 = 0;
 
 /// What a request waits for.
 pub(crate) enum Waiting {
-    Bind { port: u16, incoming: Incoming, reply: oneshot::Sender<Result<(), Error>> },
+    Bind { port: u16, reply: oneshot::Sender<Result<Listener, Error>> },
     Dial { to: SocketAddress, reply: oneshot::Sender<Result<Stream, Error>> },
     Json { code: u8, reply: oneshot::Sender<Result<Vec<u8>, Error>> },
     Closed { connection: u32, reply: oneshot::Sender<Result<(), Error>> },
@@ -50,7 +50,8 @@ impl Waiting {
     /// is not told.
     pub(crate) fn fail(self, error: Error) {
         match self {
-            Self::Bind { reply, .. } | Self::Closed { reply, .. } => drop(reply.send(Err(error))),
+            Self::Bind { reply, .. } => drop(reply.send(Err(error))),
+            Self::Closed { reply, .. } => drop(reply.send(Err(error))),
             Self::Dial { reply, .. } => drop(reply.send(Err(error))),
             Self::Json { reply, .. } => drop(reply.send(Err(error))),
         }

@@ -35,7 +35,8 @@ pub struct Stream {
     end: Arc<End>,
 }
 
-/// The reading half of a [`Stream`].
+/// The reading half of a [`Stream`]. Dropping it discards what was not read and
+/// what comes later; the peer is not told.
 pub struct ReadHalf {
     end: Arc<End>,
 }
@@ -243,6 +244,14 @@ impl WriteHalf {
     /// The peer's address and port.
     pub fn remote_addr(&self) -> SocketAddress {
         self.end.conn.remote
+    }
+}
+
+impl Drop for ReadHalf {
+    fn drop(&mut self) {
+        // Or data that nobody reads would hold up the whole client when the
+        // daemon knows no credit.
+        self.end.conn.abandon();
     }
 }
 

@@ -265,6 +265,49 @@ async fn dropping_a_listener_frees_its_port() {
     until("streams nobody took are closed", || daemon.connections() == 0).await;
 }
 
+/// Polls a future once, so that its request is on its way, and drops it.
+async fn give_up<F: Future>(future: F) {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| {
+        assert!(future.as_mut().poll(cx).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_listener_nobody_waits_for_frees_its_port() {
+    for behaviour in [Behaviour::default(), Behaviour::published()] {
+        let daemon = MockDaemon::start(behaviour);
+        let client = client(&daemon).await;
+        give_up(client.listen(1000)).await;
+        // Answered after the binding, so that is over.
+        within("info", client.info()).await.expect("info");
+        if behaviour.hello {
+            until("unbound", || daemon.ports().is_empty()).await;
+        }
+        let listener = within("listen", client.listen(1000)).await.expect("listen");
+        let _dialled = client.dial("1:1000").await.expect("dial");
+        within("accept", listener.accept()).await.expect("accept");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_read_half_holds_nothing_up() {
+    let daemon = MockDaemon::start(Behaviour::published());
+    let options = Options::default().with_receive_credit(50_000);
+    let client = Client::connect_with(daemon.socket(), options).await.expect("connect");
+    let (mut a, b) = join(&client, 1000).await;
+    let (read, mut write) = b.into_split();
+    drop(read);
+    within("write", a.write_all(&pattern(500_000))).await.expect("write");
+    within("info", client.info()).await.expect("the socket is still read");
+    write.write_all(b"still open").await.expect("write");
+    let mut got = [0; 10];
+    within("read", a.read_exact(&mut got)).await.expect("read");
+    assert_eq!(&got, b"still open");
+}
+
 #[tokio::test]
 async fn the_socket_ends_with_the_last_handle() {
     let daemon = MockDaemon::start(Behaviour::default());

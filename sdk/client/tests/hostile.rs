@@ -1,13 +1,15 @@
 //! The driver against daemons that say anything.
 
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
-use pilot_sdk::{Client, ErrorKind};
+use pilot_sdk::{Client, ErrorKind, Options};
 use pilot_wire::SocketAddress;
 use pilot_wire::ipc::{Command, ErrorCode, Event, Features, LENGTH_LEN, split_message};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 /// Accepts one client and answers its hello; `answer` may be anything.
@@ -90,6 +92,50 @@ async fn data_right_behind_the_answer_is_kept() {
     let mut text = String::new();
     within("read", stream.expect("dial").read_to_string(&mut text)).await.expect("read");
     assert_eq!(text, "early");
+}
+
+/// As a daemon of the published protocol does, which takes no more while one
+/// of its clients does not read.
+#[tokio::test]
+async fn what_was_written_is_delivered_to_a_daemon_that_writes_first() {
+    let daemon = Daemon::new();
+    let path = daemon.dir.path().join("p.sock");
+    let options = Options::default().with_features(Features::default());
+    let client = Client::connect_with(path, options).await.expect("connect");
+    let (mut socket, _) = daemon.listener.accept().await.expect("accept");
+    let serve = async {
+        read_command(&mut socket).await;
+        let answer = encode(&Event::DialOk { connection: 5 });
+        socket.write_all(&answer).await.expect("write");
+    };
+    let (stream, ()) = tokio::join!(client.dial("2:1000"), serve);
+    let mut stream = stream.expect("dial");
+    let data = vec![7; 30_000];
+    let mut written = 0;
+    std::future::poll_fn(|cx| {
+        while let Poll::Ready(n) = Pin::new(&mut stream).poll_write(cx, &data) {
+            written += n.expect("write");
+        }
+        Poll::Ready(())
+    })
+    .await;
+    drop((stream, client));
+    let flood = encode(&Event::Receive { connection: 5, data: &[1; 60_000] });
+    for _ in 0..100 {
+        within("daemon's write", socket.write_all(&flood)).await.expect("write");
+    }
+    let mut rest = Vec::new();
+    within("daemon's read", socket.read_to_end(&mut rest)).await.expect("read");
+    let mut rest = rest.as_slice();
+    while let Some((body, used)) = split_message(rest).expect("length") {
+        match Command::parse(body).expect("a command") {
+            Command::Send { connection: 5, data } => written -= data.len(),
+            Command::Close { connection: 5 } => assert_eq!(written, 0, "bytes are missing"),
+            other => panic!("{other:?}"),
+        }
+        rest = &rest[used..];
+    }
+    assert!(rest.is_empty() && written == 0);
 }
 
 #[tokio::test]
