@@ -5,6 +5,7 @@
 //! side is a process of its own.
 
 mod client;
+mod loss;
 mod registry_load;
 mod report;
 mod rows;

@@ -29,6 +29,7 @@ pub(super) async fn run(args: &[&str]) -> Result<()> {
         ("pingpong", [rounds]) => ping_pong(&to, *rounds).await?,
         ("dials", [count, at_once]) => dials(&to, *count, *at_once).await?,
         ("idle", [count]) => return idle(&to, *count).await,
+        ("timed", [millis]) => return super::loss::give(&to, *millis).await,
         ("datagrams", [count]) => datagrams(&to, *count).await?,
         _ => bail!("unknown workload {workload} {numbers:?}"),
     };
@@ -37,7 +38,7 @@ pub(super) async fn run(args: &[&str]) -> Result<()> {
 }
 
 /// Bytes that neither repeat within a megabyte nor compress.
-fn pattern(len: usize) -> Vec<u8> {
+pub(super) fn pattern(len: usize) -> Vec<u8> {
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
@@ -51,7 +52,11 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 /// Writes `len` bytes of `pattern`, over and over, in writes of [`WRITE`].
-async fn pour(stream: &mut (impl AsyncWriteExt + Unpin), pattern: &[u8], len: u64) -> Result<()> {
+pub(super) async fn pour(
+    stream: &mut (impl AsyncWriteExt + Unpin),
+    pattern: &[u8],
+    len: u64,
+) -> Result<()> {
     let mut left = len;
     for part in pattern.chunks(WRITE).cycle() {
         if left == 0 {

@@ -14,9 +14,9 @@ use crate::harness::{
 };
 
 /// Port of the server application.
-const PORT: &str = "5000";
+pub(super) const PORT: &str = "5000";
 /// Runs of each row.
-const RUNS: usize = 3;
+pub(super) const RUNS: usize = 3;
 /// No workload takes longer unless it hangs.
 const LIMIT: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;
@@ -31,7 +31,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    fn wants(&self, rows: &[&str]) -> bool {
+    pub(super) fn wants(&self, rows: &[&str]) -> bool {
         let wanted = |row: &&str| self.only.iter().any(|o| row.starts_with(o.as_str()));
         self.only.is_empty() || rows.iter().any(wanted)
     }
@@ -63,6 +63,7 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
         latency(plan, report, &pair)?;
         connections(plan, report, &pair)?;
     }
+    super::loss::run(plan, report).await?;
     if plan.wants(&["conn.idle_bytes"]) {
         idle_connections(plan, report).await?;
     }
@@ -132,11 +133,11 @@ impl Pair {
     }
 }
 
-fn this_program() -> Result<Command> {
+pub(super) fn this_program() -> Result<Command> {
     Ok(Command::new(std::env::current_exe()?))
 }
 
-fn serve(folder: &Path, name: &str, place: &[&str]) -> Result<Process> {
+pub(super) fn serve(folder: &Path, name: &str, place: &[&str]) -> Result<Process> {
     let mut command = this_program()?;
     command.args(["role", "serve"]).args(place);
     Process::start(name, command, &folder.join(format!("{name}.log")))

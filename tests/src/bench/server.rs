@@ -24,6 +24,8 @@ pub(super) const ONE_BYTE: u8 = b'C';
 pub(super) const IDLE: u8 = b'I';
 /// Waits until no datagram has come for a moment and says how many came.
 pub(super) const DATAGRAMS: u8 = b'D';
+/// Takes what comes for a span and prints what came when.
+pub(super) const TIMED: u8 = b'T';
 /// The port that counts datagrams.
 pub(super) const DATAGRAM_PORT: u16 = 5001;
 /// Up to here bytes are kept and hashed after the clock has stopped.
@@ -97,6 +99,7 @@ async fn serve(mut stream: Stream, seen: &Cell<Seen>) -> Result<()> {
             stream.shutdown().await?;
             let _ = stream.read_u8().await;
         }
+        TIMED => super::loss::take(&mut stream).await?,
         DATAGRAMS => {
             loop {
                 let before = seen.get().count;
