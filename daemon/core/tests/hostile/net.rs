@@ -48,6 +48,8 @@ pub(crate) struct Net {
     pub(crate) registry_answers: bool,
     /// Datagrams between cores vanish.
     pub(crate) cut: bool,
+    /// As above, but what goes through the beacon arrives.
+    pub(crate) beacon_only: bool,
     nonces: BTreeSet<[u8; 12]>,
     in_flight: BTreeMap<(Time, u64), Sent>,
     sequence: u64,
@@ -73,6 +75,7 @@ impl Net {
             keys: BTreeMap::new(),
             registry_answers: true,
             cut: false,
+            beacon_only: false,
             nonces: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             sequence: 0,
@@ -165,7 +168,7 @@ impl Net {
         }
         if to == beacon() {
             self.relay(datagram);
-        } else {
+        } else if !self.beacon_only {
             self.dispatch(sent);
         }
     }

@@ -144,19 +144,20 @@ fn a_frame_from_elsewhere_alone_moves_nobody() {
     assert!(!probes.is_empty() && probes.len() <= 20, "{} probes", probes.len());
 }
 
+/// Weakness 41: the relay is used while the direct path is blocked, and no
+/// longer.
 #[test]
 fn a_blocked_direct_path_falls_back_to_the_relay_and_returns() {
     let mut net = with_beacon(2);
-    let real = net.nodes[1].address;
-    // What is sent to the registered address is lost; the beacon still reaches it.
-    net.nodes[1].address = address(2);
+    net.beacon_only = true;
     let pair = net.connect(1, 0, 1000);
-    net.converse(&pair, 5_000, |_| {});
-    assert_eq!(net.path(0, 2), Some((real, false)));
-    for frame in net.recorded(1, 0, b"PILS").iter().take(5) {
-        // Old news through the beacon is no reason to leave the direct path.
-        let message = Message::RelayDeliver { sender: NodeId(2), frame };
-        net.inject(0, beacon(), &encoded(message));
-    }
-    assert_eq!(net.path(0, 2), Some((real, false)));
+    net.converse(&pair, 50_000, |_| {});
+    assert_eq!(net.path(1, 1), Some((address(1), true)));
+    let there = &net.nodes[0].core.peers()[0];
+    assert!(there.relay && there.endpoint.is_none(), "it was never heard directly");
+    net.beacon_only = false;
+    net.pass(Duration::from_secs(40));
+    net.converse(&pair, 50_000, |_| {});
+    assert_eq!(net.path(0, 2), Some((address(2), false)));
+    assert_eq!(net.path(1, 1), Some((address(1), false)));
 }

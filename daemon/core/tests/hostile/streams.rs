@@ -192,7 +192,7 @@ fn what_is_left_of_ended_streams_goes_away() {
     assert_eq!(net.log.len(), events, "and nothing is sent for them any more");
 }
 
-/// Both sides finish at once and late packets arrive: silence must follow.
+/// Both sides finish at once: silence must follow.
 #[test]
 fn two_ended_streams_do_not_answer_each_other() {
     let mut net = Net::new(2, &Config::default());
@@ -211,8 +211,6 @@ fn two_ended_streams_do_not_answer_each_other() {
         assert_eq!(net.closed(end), Some(CloseReason::Finished));
     }
     assert_eq!(net.nodes[0].core.open_streams() + net.nodes[1].core.open_streams(), 0);
-    // Node 2 becomes a villain that knows the stream's numbers: any late packet
-    // may set two cores to answering, so look at what one answer leads to.
     let quiet = net.log.len();
     net.pass(Duration::from_secs(5));
     assert_eq!(net.log.len(), quiet);
