@@ -10,6 +10,7 @@ mod durable;
 pub mod identity;
 pub mod ipc;
 pub mod node;
+mod rfc3339;
 pub mod run;
 pub mod service;
 pub mod state;

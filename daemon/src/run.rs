@@ -28,8 +28,10 @@ use crate::udp::Udp;
 
 /// How long the ready line waits for the registry.
 const READY_LIMIT: Duration = Duration::from_secs(3);
-/// How long streams may take to deliver their data at the end.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long streams may take to deliver their data at the end. With leaving the
+/// registry and the last writes it stays below the 10 seconds after which
+/// `pilotctl daemon stop` kills (protocol page "Programs, flags and the CLI").
+const DRAIN_LIMIT: Duration = Duration::from_secs(7);
 /// Clients of the driver socket at once.
 const MAX_CLIENTS: usize = 1024;
 

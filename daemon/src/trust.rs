@@ -6,7 +6,6 @@
 
 mod file;
 mod handle;
-mod rfc3339;
 mod service;
 mod state;
 mod task;

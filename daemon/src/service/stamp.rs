@@ -2,16 +2,18 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::rfc3339::date;
+
 /// A moment in UTC, to the millisecond.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stamp {
-    unix_millis: u64,
+    unix_millis: i64,
 }
 
 impl Stamp {
     pub(crate) fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { unix_millis: u64::try_from(since.as_millis()).unwrap_or(u64::MAX) }
+        Self { unix_millis: i64::try_from(since.as_millis()).unwrap_or(i64::MAX) }
     }
 
     /// As in `2026-11-20T13:37:00.123Z`.
@@ -20,10 +22,10 @@ impl Stamp {
         format!("{y:04}-{mo:02}-{d:02}T{h:02}:{mi:02}:{s:02}.{ms:03}Z")
     }
 
-    fn parts(self) -> (u64, u64, u64, u64, u64, u64, u64) {
+    fn parts(self) -> (i64, i64, i64, i64, i64, i64, i64) {
         let seconds = self.unix_millis / 1000;
         let (days, second) = (seconds / 86_400, seconds % 86_400);
-        let (y, m, d) = civil(days);
+        let (y, m, d) = date(days);
         (y, m, d, second / 3600, second / 60 % 60, second % 60, self.unix_millis % 1000)
     }
 }
@@ -34,18 +36,6 @@ impl std::fmt::Display for Stamp {
         let (y, mo, d, h, mi, s, ms) = self.parts();
         write!(f, "{y:04}{mo:02}{d:02}-{h:02}{mi:02}{s:02}.{ms:03}")
     }
-}
-
-/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant,
-/// "chrono-compatible low-level date algorithms", `civil_from_days`).
-fn civil(days: u64) -> (u64, u64, u64) {
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
 }
 
 #[cfg(test)]

@@ -9,9 +9,8 @@ use pilot_wire::NodeId;
 use pilot_wire::registry::PublicKey;
 use serde::{Deserialize, Serialize};
 
-use super::rfc3339;
 use super::state::{MAX_TRUSTED, Pending, TrustState, Trusted};
-use crate::durable;
+use crate::{durable, rfc3339};
 
 /// Why `trust.json` cannot be used.
 #[derive(Debug, thiserror::Error)]

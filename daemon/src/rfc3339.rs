@@ -1,17 +1,17 @@
-//! Unix seconds as RFC 3339 text and back, as far as `trust.json` needs it:
-//! written in UTC, read with any offset.
+//! Unix seconds as RFC 3339 text and back: written in UTC, read with any
+//! offset.
 
 const DAY: i64 = 86_400;
 
 /// Seconds since 1970 as `YYYY-MM-DDTHH:MM:SSZ`.
-pub(super) fn format(seconds: i64) -> String {
+pub(crate) fn format(seconds: i64) -> String {
     let (days, rest) = (seconds.div_euclid(DAY), seconds.rem_euclid(DAY));
     let (y, m, d) = date(days);
     format!("{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
 /// Reads what the format allows; fractions of a second are cut.
-pub(super) fn parse(text: &str) -> Option<i64> {
+pub(crate) fn parse(text: &str) -> Option<i64> {
     let text = text.trim();
     let part = |range: std::ops::Range<usize>| -> Option<i64> {
         let digits = text.get(range)?;
@@ -55,8 +55,8 @@ fn offset(zone: &str) -> Option<i64> {
 }
 
 /// Days since 1970-01-01 to year, month, day, in eras of 400 years that begin
-/// on 1 March.
-fn date(days: i64) -> (i64, i64, i64) {
+/// on 1 March (Howard Hinnant, "chrono-compatible low-level date algorithms").
+pub(crate) fn date(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let (era, day) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
