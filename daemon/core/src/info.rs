@@ -40,6 +40,8 @@ pub struct StreamInfo {
     pub remote: SocketAddress,
     /// State name.
     pub state: &'static str,
+    /// Whether the peer can end one direction alone; published peers cannot.
+    pub half_close: bool,
     /// Congestion window, in bytes.
     pub cong_win: usize,
     /// Slow-start threshold, in bytes.
@@ -92,6 +94,7 @@ impl StreamInfo {
             local_port,
             remote,
             state,
+            half_close: false,
             cong_win: 0,
             ssthresh: 0,
             in_flight: 0,

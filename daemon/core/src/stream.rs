@@ -622,6 +622,7 @@ impl Stream {
     }
 
     pub(crate) fn describe(&self, info: &mut crate::info::StreamInfo) {
+        info.half_close = self.ours.is_some();
         info.cong_win = self.congestion.window();
         info.ssthresh = self.congestion.threshold();
         info.in_flight = self.send.in_flight();

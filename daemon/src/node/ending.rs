@@ -91,7 +91,12 @@ impl Node {
         }
         let now = self.hub.now();
         for stream in self.hub.core.streams() {
-            self.hub.core.shutdown(stream.id, now);
+            if stream.half_close {
+                self.hub.core.shutdown(stream.id, now);
+            } else {
+                // A published peer knows only the end of both directions.
+                self.hub.core.close(stream.id, now);
+            }
         }
         false
     }
