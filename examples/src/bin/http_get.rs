@@ -20,7 +20,7 @@ struct Options {
     /// Virtual port, where the URL has none
     #[arg(long, default_value_t = 80)]
     port: u16,
-    /// AGENT[:PORT][/PATH], where AGENT is a hostname, an address or a node
+    /// `AGENT[:PORT][/PATH]`, where AGENT is a hostname, an address or a node
     /// number
     url: String,
 }
