@@ -93,7 +93,7 @@ pub struct TrustInbox {
     pub(crate) commands: mpsc::Receiver<Command>,
 }
 
-/// A handle and the end that [`super::spawn`] takes.
+/// A handle and the end that `spawn` takes.
 pub fn channel(control: ControlHandle) -> (TrustHandle, TrustInbox) {
     let (commands, receiver) = mpsc::channel(COMMANDS);
     (TrustHandle { commands, control }, TrustInbox { commands: receiver })
