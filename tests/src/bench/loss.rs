@@ -301,6 +301,9 @@ pub(super) async fn take(stream: &mut Stream) -> Result<()> {
     let mut buffer = vec![0; 256 << 10];
     loop {
         let left = (start + window).saturating_sub(now());
+        if left.is_zero() {
+            break;
+        }
         // A stream that has ended or stands still gives what came so far.
         let Ok(read) = tokio::time::timeout(left, stream.read(&mut buffer)).await else { break };
         let n = read?;
