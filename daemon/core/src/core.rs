@@ -498,7 +498,12 @@ impl Core {
         let peer = &mut self.peers[slot];
         peer.endpoint_asked = false;
         if let Some(endpoint) = endpoint {
-            peer.path.offer_endpoint(endpoint, now);
+            let moved = peer.path.offer_endpoint(endpoint, now);
+            if moved && peer.tunnel.attempts() > 0 {
+                // What was sent so far went to where it was before.
+                peer.tunnel.hurry();
+                self.exchange_if_due(slot, now);
+            }
             self.queue_peer(slot);
             return;
         }

@@ -312,7 +312,7 @@ impl Core {
         if alarm.relay && relayable && self.peers[peer].path.start_relay(now) {
             self.relay_activated(peer);
         }
-        let silent = now.since(heard).as_secs() >= 2;
+        let silent = now.since(heard).as_secs() >= 1;
         if alarm.silent && silent && self.peers[peer].tunnel.is_up() {
             self.exchange_if_due(peer, now);
         }
@@ -348,12 +348,13 @@ impl Core {
 
     // ---- key exchange ------------------------------------------------------------
 
-    fn exchange_if_due(&mut self, slot: usize, now: Time) {
+    pub(crate) fn exchange_if_due(&mut self, slot: usize, now: Time) {
         if self.peers[slot].tunnel.may_start(now) {
             self.start_exchange(slot, None, now);
             let peer = &mut self.peers[slot];
-            if peer.tunnel.attempts() >= EXCHANGES_BEFORE_ASKING && !peer.endpoint_asked {
-                // It may have moved.
+            // A peer that was heard before and is silent has probably moved.
+            let enough = if peer.tunnel.is_up() { 1 } else { EXCHANGES_BEFORE_ASKING };
+            if peer.tunnel.attempts() >= enough && !peer.endpoint_asked {
                 peer.endpoint_asked = true;
                 let node = peer.node;
                 self.events.push_back(Event::NeedEndpoint { node });

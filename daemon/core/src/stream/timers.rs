@@ -321,7 +321,7 @@ impl Stream {
         }
         t.syn_due = true;
         t.doubtful_start = true;
-        alarm.silent = t.syns >= 2;
+        alarm.silent = true;
         alarm.relay = t.syns == SYNS_BEFORE_RELAY;
     }
 

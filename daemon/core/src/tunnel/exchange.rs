@@ -96,6 +96,13 @@ impl Tunnel {
         self.outstanding.as_ref().map_or(0, |o| o.attempts)
     }
 
+    /// The exchange under way may be repeated at once.
+    pub(crate) fn hurry(&mut self) {
+        if let Some(outstanding) = &mut self.outstanding {
+            outstanding.sent = Time::ZERO;
+        }
+    }
+
     /// Gives an exchange up that nobody needs any more.
     pub(crate) fn abandon(&mut self) {
         self.outstanding = None;

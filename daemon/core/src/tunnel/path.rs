@@ -24,6 +24,8 @@ const VALIDATION_TIMEOUT: Duration = Duration::from_secs(3);
 /// Direct traffic heard within this time keeps relayed frames from switching
 /// the path.
 const DIRECT_FRESH: Duration = Duration::from_secs(3);
+/// An endpoint from the registry replaces one that was silent for this long.
+const OFFER_SILENCE: Duration = Duration::from_secs(1);
 /// While relayed, the direct path is tried again this often.
 const DIRECT_RETRY: Duration = Duration::from_secs(15);
 
@@ -63,11 +65,14 @@ impl Path {
 
     /// Takes an endpoint that was not learnt from authenticated traffic: only
     /// when there is none, or the old one has been silent.
-    pub(crate) fn offer_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
-        let silent = self.direct_heard.is_none_or(|t| now.since(t) > DIRECT_FRESH);
-        if self.endpoint.is_none() || silent {
+    /// Returns whether the path leads somewhere else now.
+    pub(crate) fn offer_endpoint(&mut self, endpoint: SocketAddr, now: Time) -> bool {
+        let silent = self.direct_heard.is_none_or(|t| now.since(t) >= OFFER_SILENCE);
+        let moved = self.endpoint != Some(endpoint) && (self.endpoint.is_none() || silent);
+        if moved {
             self.set_endpoint(endpoint, now);
         }
+        moved
     }
 
     fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) {

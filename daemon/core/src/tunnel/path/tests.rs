@@ -34,7 +34,7 @@ fn a_new_address_is_used_once_it_has_answered() {
 #[test]
 fn an_offered_endpoint_replaces_only_a_silent_one() {
     let mut path = known();
-    path.offer_endpoint(address(2), at(1000));
+    path.offer_endpoint(address(2), at(900));
     assert_eq!(path.endpoint, Some(address(1)));
     path.offer_endpoint(address(2), at(5000));
     assert_eq!(path.endpoint, Some(address(2)));
