@@ -545,7 +545,7 @@ impl Core {
         self.local
     }
 
-    /// Every peer with tunnel state.
+    /// Every peer that is known to be somewhere.
     pub fn peers(&self) -> Vec<PeerInfo> {
         let info = |p: &Peer| PeerInfo {
             node: p.node,
@@ -556,7 +556,8 @@ impl Core {
             path_mtu: p.path.mtu.current(),
             last_heard: p.last_heard,
         };
-        self.peers.iter().map(|(_, p)| info(p)).collect()
+        let known = |p: &Peer| p.tunnel.is_up() || p.path.endpoint.is_some();
+        self.peers.iter().filter(|(_, p)| known(p)).map(|(_, p)| info(p)).collect()
     }
 
     /// Every stream whose handle is alive.

@@ -81,6 +81,8 @@ impl Core {
                     self.peers[peer].ready.push_back(slot);
                     self.queue_peer(peer);
                 }
+                // Ended while it waited for a tunnel: nothing else will look.
+                Some(&peer) if stream.is_over() => self.queue_peer(peer),
                 Some(_) => {}
                 // The peer was forgotten: nothing can be sent any more.
                 None => self.remove_if_over(slot, now),

@@ -169,3 +169,16 @@ fn a_path_that_shrinks_does_not_stop_a_stream() {
     assert_eq!(outcome, Outcome::Complete);
     assert!(world.now < Time::ZERO + Duration::from_secs(60), "{:?}", world.now);
 }
+
+#[test]
+fn a_dial_to_nobody_leaves_nothing_behind() {
+    let mut world = World::new(5, Link::clean(), &Config::default(), false);
+    let nobody = pilot_wire::Address::backbone(pilot_wire::NodeId(99)).port(1000);
+    let stream = world.nodes[0].core.dial(nobody, world.now).expect("dial starts");
+    world.settle();
+    let reason = pilot_core::DialFailure::Unresolved;
+    assert!(world.nodes[0].events.contains(&Event::DialFailed { stream, reason }));
+    assert_eq!(world.nodes[0].core.open_streams(), 0);
+    assert!(world.nodes[0].core.streams().is_empty());
+    assert!(world.nodes[0].core.peers().is_empty());
+}

@@ -151,7 +151,7 @@ impl World {
                     }
                 }
                 Output::Event(Event::NeedEndpoint { node }) => {
-                    let endpoint = Some(self.nodes[node.0 as usize - 1].address);
+                    let endpoint = self.nodes.iter().find(|n| n.id == node).map(|n| n.address);
                     self.nodes[i].core.handle(Input::Endpoint { node, endpoint }, self.now);
                 }
                 Output::Event(Event::NeedKey { node }) => {
