@@ -22,6 +22,9 @@ const KEY_INTERVAL: Duration = Duration::from_secs(5);
 /// Packets for no stream are answered with RST at most at this rate.
 const RESETS_PER_SECOND: u32 = 100;
 
+/// Key exchange frames of one peer whose signature is checked, per second.
+const EXCHANGES_PER_SECOND: u32 = 20;
+
 /// A packet outside any stream: ping, datagram, RST.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -49,6 +52,7 @@ pub(crate) struct Peer {
     pub(crate) registered: Option<Time>,
     pub(crate) syns: Bucket,
     pub(crate) resets: Bucket,
+    pub(crate) exchanges: Bucket,
     key_asked: Option<Time>,
 }
 
@@ -69,6 +73,7 @@ impl Peer {
             registered: None,
             syns: Bucket::new(config.syn_rate_per_node, now),
             resets: Bucket::new(RESETS_PER_SECOND, now),
+            exchanges: Bucket::new(EXCHANGES_PER_SECOND, now),
             key_asked: None,
         }
     }

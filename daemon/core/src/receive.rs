@@ -282,20 +282,24 @@ impl Core {
             self.refuse(Refusal::NoListener, Some(node), to, now);
             return self.send_reset(slot, header, payload, now);
         };
-        if let Some(&stream) = self.keys.get(&key) {
+        let existing = self.keys.get(&key).copied();
+        if let Some(stream) = existing {
             let epoch = self.peers[slot].epoch;
             if self.streams[stream].on_syn_again(header, epoch) {
                 return self.touch(stream);
             }
+        }
+        // The node's own limit first: it must not use up everybody's.
+        if !self.peers[slot].syns.take(now) || !self.syns.take(now) {
+            return self.refuse(Refusal::SynRate, Some(node), to, now);
+        }
+        if let Some(stream) = existing {
             // The peer has restarted, or TIME_WAIT is cut short.
             self.streams[stream].forgotten();
             self.touch(stream);
             self.detach(stream);
         }
         self.remains.remove(&key);
-        if !self.syns.take(now) || !self.peers[slot].syns.take(now) {
-            return self.refuse(Refusal::SynRate, Some(node), to, now);
-        }
         if open >= self.config.max_streams_per_port || self.open_streams >= self.config.max_streams
         {
             self.refuse(Refusal::StreamLimit, Some(node), to, now);
@@ -398,7 +402,13 @@ impl Core {
         if matches!(via, Via::Relay(claimed) if claimed != sender) {
             return self.refuse(Refusal::AddressMismatch, None, 0, now);
         }
-        if !self.exchanges.take(now) {
+        // Peers have a budget each, so that a flood under other names does not
+        // take theirs.
+        let allowed = match self.peer_slots.get(&sender) {
+            Some(&slot) => self.peers[slot].exchanges.take(now),
+            None => self.exchanges.take(now),
+        };
+        if !allowed {
             return self.refuse(Refusal::Overload, Some(sender), 0, now);
         }
         let known = self.peer_slots.get(&sender).and_then(|s| self.peers[*s].identity);
@@ -422,8 +432,17 @@ impl Core {
         if self.pending_keys.len() >= MAX_PENDING_KEYS && !self.pending_keys.contains_key(&node) {
             return self.refuse(Refusal::Overload, Some(node), 0, now);
         }
-        if self.pending_keys.insert(node, (frame, via)).is_none() {
-            self.events.push_back(Event::NeedKey { node });
+        match self.pending_keys.get_mut(&node) {
+            // The first one waits; a forged one must not take its place.
+            Some((waiting, from)) if waiting.identity == frame.identity => {
+                *waiting = frame;
+                *from = via;
+            }
+            Some(_) => self.refuse(Refusal::Overload, Some(node), 0, now),
+            None => {
+                self.pending_keys.insert(node, (frame, via));
+                self.events.push_back(Event::NeedKey { node });
+            }
         }
     }
 
@@ -431,7 +450,12 @@ impl Core {
         let pending = self.pending_keys.remove(&node);
         let Some(key) = key else { return };
         if let Some(&slot) = self.peer_slots.get(&node) {
-            self.peers[slot].identity = Some(key);
+            if self.peers[slot].identity.is_some_and(|old| old != key) {
+                // Sessions proven by the old key are worth nothing any more.
+                self.forget_peer(node);
+            } else {
+                self.peers[slot].identity = Some(key);
+            }
         }
         let Some((frame, via)) = pending else { return };
         if frame.identity == key {

@@ -2,6 +2,7 @@
 //! into one buffer of equal-size frames; key exchanges, probes and timers.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use pilot_wire::beacon::{Message, RELAY_HEADER_LEN, relay_header};
 use pilot_wire::packet::{Flags, HEADER_LEN, Header, Protocol, port};
@@ -26,6 +27,8 @@ const EXCHANGES_BEFORE_ASKING: u32 = 2;
 /// Unanswered exchange frames after which an exchange that nothing waits for
 /// is given up.
 const MAX_IDLE_EXCHANGES: u32 = 5;
+/// A timer that fired fires again after this at the earliest.
+const TIMER_STEP: Duration = Duration::from_micros(100);
 /// Ended streams that late packets are answered for; beyond it the oldest is
 /// forgotten, and a late packet for it gets a RST.
 const MAX_REMAINS: usize = 65_536;
@@ -72,7 +75,7 @@ impl Core {
             stream.dirty = false;
             stream.take_events(&mut self.events);
             stream.watch_window(now);
-            let deadline = stream.deadline();
+            let deadline = stream.deadline().map(|at| at.max(now + TIMER_STEP));
             self.timers.update(Owner::Stream(slot), &mut stream.registered, deadline);
             let node = stream.remote.address.node;
             match self.peer_slots.get(&node) {
@@ -149,10 +152,16 @@ impl Core {
     /// Returns whether the batch goes to an address of its own.
     fn fill_outbox(&mut self, slot: usize, batch: &mut Batch, buffer: &mut Vec<u8>) -> bool {
         let local = self.local.unwrap_or_default();
+        let fitting = HEADER_LEN + self.max_payload(slot);
         let peer = &mut self.peers[slot];
         let via = peer.outbox.front().and_then(|o| o.via);
         while let Some(front) = peer.outbox.front() {
             if front.via != via || !batch.fits(front.packet.len(), buffer) {
+                break;
+            }
+            // A probe that is too large takes nothing else down with it.
+            let probe = front.packet.len() > fitting;
+            if probe && batch.frames > 0 {
                 break;
             }
             let Some(Outgoing { packet, .. }) = peer.outbox.pop_front() else { break };
@@ -160,6 +169,9 @@ impl Core {
             let frame = batch.push(packet.len(), buffer);
             frame[SEALED_HEADER_LEN..][..packet.len()].copy_from_slice(&packet);
             session.seal(local, frame);
+            if probe {
+                return true;
+            }
         }
         via.is_some()
     }
@@ -175,7 +187,7 @@ impl Core {
             let Some(plan) = stream.plan(max_payload, now) else {
                 peer.ready.pop_front();
                 stream.queued = false;
-                let deadline = stream.deadline();
+                let deadline = stream.deadline().map(|at| at.max(now + TIMER_STEP));
                 self.timers.update(Owner::Stream(index), &mut stream.registered, deadline);
                 if stream.is_over() {
                     over.push(index);
@@ -323,9 +335,11 @@ impl Core {
     fn peer_timeout(&mut self, slot: usize, now: Time) {
         let peer = &mut self.peers[slot];
         if peer.tunnel.retry_at().is_some_and(|at| at <= now) {
-            if peer.has_work() || peer.tunnel.attempts() < MAX_IDLE_EXCHANGES {
+            if !peer.ready.is_empty() || peer.tunnel.attempts() < MAX_IDLE_EXCHANGES {
                 self.exchange_if_due(slot, now);
             } else {
+                // Nobody answers, and no stream waits: datagrams are not kept.
+                peer.outbox.clear();
                 peer.tunnel.abandon();
             }
         }
@@ -342,9 +356,13 @@ impl Core {
 
     fn schedule_peer(&mut self, slot: usize, now: Time) {
         let peer = &mut self.peers[slot];
-        let probe = if peer.tunnel.is_up() { peer.path.mtu.deadline() } else { None };
-        let direct = peer.path.direct_retry_at(now);
+        // Strangers are not probed, so nothing would ever meet these deadlines.
+        let trusted = peer.permission == Permission::Trusted;
+        let probe = peer.path.mtu.deadline().filter(|_| trusted && peer.tunnel.is_up());
+        let direct = peer.path.direct_retry_at(now).filter(|_| trusted);
         let wanted = [peer.tunnel.retry_at(), probe, direct].into_iter().flatten().min();
+        // A deadline that is missed must not be due again in the same drain.
+        let wanted = wanted.map(|at| at.max(now + TIMER_STEP));
         self.timers.update(Owner::Peer(slot), &mut peer.registered, wanted);
     }
 

@@ -183,7 +183,10 @@ impl Stream {
     /// Appends the end of the stream when the application may hear of it.
     pub(super) fn take_closed(&mut self, events: &mut impl Extend<Event>) {
         let Some(reason) = self.ending else { return };
-        let orderly = matches!(reason, CloseReason::Finished | CloseReason::Truncated);
+        // What arrived whole before the peer's end is not taken away by a reset
+        // of the other direction.
+        let orderly = matches!(reason, CloseReason::Finished | CloseReason::Truncated)
+            || (reason == CloseReason::Reset && self.recv.finished());
         let unread = self.recv.has_data() && !self.released;
         // In good order the application reads to the end first.
         let over = matches!(self.state, State::TimeWait | State::Dead);

@@ -11,6 +11,8 @@ use crate::time::Time;
 
 /// Segments received in order are gathered into chunks of this size.
 const CHUNK: usize = 64 << 10;
+/// Pieces that came out of order and are at least this long stay as they are.
+const OWN_CHUNK: usize = 4096;
 /// Pieces held out of order; beyond it new ones are dropped and sent again.
 const MAX_OUT_OF_ORDER: usize = 4096;
 /// An acknowledgement waits at most this long, and for at most one segment
@@ -214,12 +216,29 @@ impl RecvSide {
             if fresh.is_empty() {
                 continue;
             }
+            if fresh.len() < OWN_CHUNK {
+                // Small pieces share a chunk, so that memory follows the bytes.
+                self.append(&fresh);
+                continue;
+            }
             self.next += fresh.len() as u64;
             self.buffered += fresh.len();
-            if !self.tail.is_empty() {
-                self.chunks.push_back(std::mem::take(&mut self.tail).freeze());
-            }
+            self.seal_tail();
             self.chunks.push_back(fresh);
+        }
+    }
+
+    /// Puts the tail among the full chunks; a mostly empty one is copied, so
+    /// that it does not hold its whole room.
+    fn seal_tail(&mut self) {
+        if self.tail.is_empty() {
+            return;
+        }
+        if self.tail.len() < CHUNK / 4 {
+            self.chunks.push_back(Bytes::copy_from_slice(&self.tail));
+            self.tail.clear();
+        } else {
+            self.chunks.push_back(std::mem::take(&mut self.tail).freeze());
         }
     }
 

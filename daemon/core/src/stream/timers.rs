@@ -330,6 +330,8 @@ impl Stream {
         if self.timers.syn_at.take().is_some() {
             let t = &mut self.timers;
             t.syns -= 1;
+            // The wait so far was for keys and is no round trip.
+            t.syn_first = None;
             t.relayed_at = t.relayed_at.map(|at| at.min(t.syns));
             t.syn_due = true;
         }

@@ -8,6 +8,8 @@ use super::send::Span;
 use super::{Fin, PUBLISHED_SEGMENT, State, Stream};
 use crate::time::Time;
 
+/// Smallest segment size that a peer may ask for.
+const MIN_SEGMENT: usize = 536;
 /// Data that a published receiver would take for a SACK list is cut so that
 /// the first segment is shorter than the shortest list.
 const SACK_LOOKALIKE_CUT: usize = 12;
@@ -84,6 +86,8 @@ impl Stream {
         match self.ours {
             Some(offer) => {
                 let theirs = offer.max_segment.map_or(PUBLISHED_SEGMENT, usize::from);
+                // RFC 9293, section 3.7.1: nobody takes less.
+                let theirs = theirs.max(MIN_SEGMENT);
                 max_payload.min(theirs).min(usize::from(self.max_segment))
             }
             None => max_payload.min(PUBLISHED_SEGMENT),

@@ -155,7 +155,7 @@ impl Tunnel {
         let held = self.local.as_ref().is_some_and(|l| {
             self.sessions.iter().any(|s| (s.local, s.remote) == (l.public, remote))
         });
-        if held || (self.uses(&remote) && !answered) {
+        if held {
             let recent = self.last_sent_key.is_some_and(|t| now.since(t) < ANSWER_INTERVAL);
             return Accepted::Repeated { answer: !recent };
         }

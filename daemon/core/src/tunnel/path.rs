@@ -214,7 +214,12 @@ impl Mtu {
             self.probe = None;
             return None;
         };
-        let token = token();
+        // Repetitions keep the token: on a long path the answer to an earlier
+        // one counts as well.
+        let token = match self.probe {
+            Some((token, _)) if self.sent > 0 => token,
+            _ => token(),
+        };
         self.probe = Some((token, now));
         self.sent += 1;
         Some((size, token))
@@ -222,7 +227,12 @@ impl Mtu {
 
     /// When [`Mtu::poll`] is next worth calling.
     pub(crate) fn deadline(&self) -> Option<Time> {
-        self.probe.map(|(_, sent)| sent + PROBE_TIMEOUT)
+        let more = CANDIDATES.get(self.next).is_some_and(|size| *size > self.current);
+        match self.probe {
+            Some((_, sent)) => Some(sent + PROBE_TIMEOUT),
+            // After a black hole the search starts again by itself.
+            None => more.then_some(self.hold_until),
+        }
     }
 
     /// A probe was answered. Returns whether the size grew.

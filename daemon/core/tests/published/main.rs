@@ -160,7 +160,9 @@ fn finish(world: &mut World, pair: Pair, core_first: bool) {
     world.pass(Duration::from_secs(5));
     let before = world.sent;
     world.pass(Duration::from_secs(20));
-    assert_eq!(world.sent, before, "silence follows");
+    // Only the search for larger datagrams may still ask, a few times.
+    let more = [0, 1].map(|i| world.sent[i] - before[i]);
+    assert!(more.iter().all(|n| *n <= 6), "silence follows: {more:?} datagrams");
 }
 
 fn for_each_seed(one: impl Fn(u64) + Sync + std::panic::RefUnwindSafe) {

@@ -182,3 +182,45 @@ fn a_dial_to_nobody_leaves_nothing_behind() {
     assert!(world.nodes[0].core.streams().is_empty());
     assert!(world.nodes[0].core.peers().is_empty());
 }
+
+#[test]
+fn deadlines_of_a_peer_that_lost_our_trust_do_not_stop_the_loop() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, Link::clean(), &Config::default(), true);
+        app::connect(&mut world, 1000).expect("connected");
+        // A search for larger datagrams is under way at some of these moments.
+        for _ in 0..seed {
+            world.step();
+        }
+        let stranger = pilot_wire::NodeId(2);
+        let permission = pilot_core::Permission::Stranger;
+        let revoke = pilot_core::Input::Permission { node: stranger, permission };
+        let now = world.now;
+        world.nodes[0].core.handle(revoke, now);
+        world.link.loss = 1.0;
+        let limit = now + Duration::from_secs(600);
+        // A missed deadline trips the world's own check for a standing clock.
+        app::run_until(&mut world, limit, |_| None::<()>);
+    }
+}
+
+#[test]
+fn what_arrived_before_a_close_can_be_read_long_after_it() {
+    let mut world = World::new(6, Link::clean(), &Config::default(), false);
+    let (a, b) = app::connect(&mut world, 1000).expect("connected");
+    let data = bytes::Bytes::from(vec![9; 1_000_000]);
+    world.nodes[0].core.write(a, data.clone(), world.now).expect("open");
+    world.nodes[0].core.close(a, world.now);
+    let later = world.now + Duration::from_secs(60);
+    app::run_until(&mut world, later, |_| None::<()>);
+    let mut received = 0;
+    loop {
+        match world.nodes[1].core.read(b, 1 << 20) {
+            pilot_core::Read::Data(piece) => received += piece.len(),
+            pilot_core::Read::Blocked => panic!("blocked after {received} bytes"),
+            pilot_core::Read::End => break,
+        }
+        world.settle();
+    }
+    assert_eq!(received, data.len());
+}
