@@ -1,6 +1,8 @@
 //! The daemon as a process: its executable, its PID file, signals to it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,36 +26,101 @@ pub(crate) fn find_daemon() -> Result<PathBuf, Failure> {
     })
 }
 
-/// The PID in the PID file, if it belongs to a daemon that runs.
-pub(crate) fn running_pid(home: &Home) -> Option<i32> {
-    let pid = fs::read_to_string(home.pid_path()).ok()?.trim().parse().ok()?;
-    is_daemon(pid).then_some(pid)
+/// The number in the PID file, whoever has it.
+pub(crate) fn noted_pid(home: &Home) -> Option<i32> {
+    fs::read_to_string(home.pid_path()).ok()?.trim().parse().ok()
 }
 
-/// Whether this process runs and is a daemon. The number in a PID file may
-/// long belong to somebody else.
-pub(crate) fn is_daemon(pid: i32) -> bool {
-    let proc_dir = PathBuf::from(format!("/proc/{pid}"));
-    let program = if Path::new("/proc/self/cmdline").exists() {
+/// Removes the PID file, unless it names somebody else by now.
+pub(crate) fn forget_pid(home: &Home, pid: i32) {
+    if noted_pid(home) == Some(pid) {
+        // What remains names nobody that runs.
+        let _ = fs::remove_file(home.pid_path());
+    }
+}
+
+/// The PID in the PID file, if it belongs to a daemon that serves `socket`.
+pub(crate) fn running_pid(home: &Home, socket: &Path) -> Option<i32> {
+    noted_pid(home).filter(|pid| is_daemon(*pid, socket))
+}
+
+/// Whether this process runs and is the daemon that serves `socket`. The
+/// number in a PID file may long belong to somebody else, also to the daemon
+/// of another home.
+pub(crate) fn is_daemon(pid: i32, socket: &Path) -> bool {
+    let Some(served) = daemon_socket(pid) else { return false };
+    // `daemon start` hands the daemon an absolute path.
+    served == socket || std::path::absolute(socket).is_ok_and(|socket| served == socket)
+}
+
+/// The socket that the command line of a running daemon names; `None` for any
+/// other process.
+pub(crate) fn daemon_socket(pid: i32) -> Option<PathBuf> {
+    let words: Vec<Vec<u8>> = if Path::new("/proc/self/cmdline").exists() {
         // Empty for a process that has ended and is not yet reaped.
-        let line = fs::read(proc_dir.join("cmdline")).unwrap_or_default();
-        let first = line.split(|b| *b == 0).next().unwrap_or_default();
-        String::from_utf8_lossy(first).into_owned()
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|b| *b == 0).map(<[u8]>::to_vec).collect()
     } else {
-        let out = Command::new("ps").args(["-p", &pid.to_string(), "-o", "comm="]).output();
-        out.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
+        let out = Command::new("ps").args(["-p", &pid.to_string(), "-o", "args="]).output();
+        let line = out.map(|o| o.stdout).unwrap_or_default();
+        line.split(u8::is_ascii_whitespace).map(<[u8]>::to_vec).collect()
     };
-    Path::new(&program).file_name().is_some_and(|name| name == DAEMON)
+    socket_of(&words)
 }
 
-/// Sends a signal to a daemon; to nobody else, and false if it has gone.
-pub(crate) fn signal(pid: i32, signal: Signal) -> Result<bool, Failure> {
-    let Some(target) = Pid::from_raw(pid).filter(|_| is_daemon(pid)) else { return Ok(false) };
+fn socket_of(words: &[Vec<u8>]) -> Option<PathBuf> {
+    let (program, flags) = words.split_first()?;
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    if path(program).file_name().is_none_or(|name| name != DAEMON) {
+        return None;
+    }
+    let mut flags = flags.iter();
+    let mut socket = None;
+    while let Some(word) = flags.next() {
+        let Some(flag) = word.strip_prefix(b"-") else { continue };
+        match flag.strip_prefix(b"-").unwrap_or(flag) {
+            b"socket" => socket = flags.next().map(|value| path(value)),
+            flag => {
+                if let Some(value) = flag.strip_prefix(b"socket=") {
+                    socket = Some(path(value));
+                }
+            }
+        }
+    }
+    socket
+}
+
+/// Sends a signal to the daemon that serves `socket`; to nobody else, and
+/// false if it has gone.
+pub(crate) fn signal(pid: i32, socket: &Path, signal: Signal) -> Result<bool, Failure> {
+    let ours = Pid::from_raw(pid).filter(|_| is_daemon(pid, socket));
+    let Some(target) = ours else { return Ok(false) };
     match kill_process(target, signal) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::SRCH) => Ok(false),
         Err(e) => Err(Failure::internal(format!("cannot signal {DAEMON} (pid {pid})"))
             .reason(e)
             .hint("run as the user that started the daemon")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_is_known_by_its_socket() {
+        let socket = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(|w| w.as_bytes().to_vec()).collect();
+            socket_of(&words)
+        };
+        let of = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(socket("/bin/pilot-daemon --socket=/a/p.sock --public"), of("/a/p.sock"));
+        assert_eq!(socket("pilot-daemon --registry=x -socket /a/p.sock"), of("/a/p.sock"));
+        assert_eq!(socket("pilot-daemon --socket"), None);
+        assert_eq!(socket("pilot-daemon --owner=--socket=/a/p.sock"), None);
+        assert_eq!(socket("sleep --socket=/a/p.sock"), None);
+        assert_eq!(socket("pilotctl _daemon-run -- pilot-daemon --socket=/a/p.sock"), None);
+        assert_eq!(socket(""), None);
     }
 }

@@ -27,8 +27,9 @@ fn main() {
         a_daemon_that_does_not_listen_is_killed().await;
         a_daemon_that_fails_is_told().await;
         a_foreign_process_is_left_alone().await;
+        the_daemon_of_another_home_is_left_alone().await;
     });
-    println!("daemon processes: 4 passed");
+    println!("daemon processes: 5 passed");
 }
 
 /// The daemon: behaves as its flags and `MOCK` say.
@@ -197,4 +198,26 @@ async fn a_foreign_process_is_left_alone() {
     let ended = tokio::time::timeout(Duration::from_millis(100), other.wait()).await;
     assert!(ended.is_err(), "the process must still run");
     other.kill().await.expect("kill");
+}
+
+async fn the_daemon_of_another_home_is_left_alone() {
+    let (place, other) = (Place::new(), Place::new());
+    let (home, other_home) = (place.home(), other.home());
+    let (user, neighbour) = (user(&place, &home), user(&other, &other_home));
+    let pid = neighbour.run(&["daemon", "start"]).await.data()["pid"].clone();
+    std::fs::create_dir(&home).expect("create");
+    // The number has come round: ours had it, theirs has it now.
+    std::fs::copy(other_home.join("pilot.pid"), home.join("pilot.pid")).expect("copy");
+    let status = user.run(&["daemon", "status"]).await.data();
+    assert_eq!((&status["running"], &status["pid"]), (&json!(false), &json!(0)));
+    let error = user.run(&["daemon", "stop"]).await.error();
+    assert_eq!(error["code"], "not_running");
+    let socket = other.socket.display().to_string();
+    assert!(error["hint"].as_str().expect("text").ends_with(&socket), "{error}");
+    let ours = user.run(&["daemon", "start"]).await.data()["pid"].clone();
+    assert_ne!(ours, pid);
+    assert_eq!(user.run(&["daemon", "stop"]).await.data(), json!({ "pid": ours }));
+    let status = neighbour.run(&["daemon", "status"]).await.data();
+    assert_eq!((&status["running"], &status["pid"]), (&json!(true), &pid));
+    assert_eq!(neighbour.run(&["daemon", "stop"]).await.data(), json!({ "pid": pid }));
 }

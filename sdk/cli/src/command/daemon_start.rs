@@ -52,7 +52,7 @@ const INTERVAL: Duration = Duration::from_millis(30);
 const TAIL: u64 = 2048;
 
 async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
-    let pid = running_pid(&cx.home);
+    let pid = running_pid(&cx.home, &cx.socket()?);
     if pid.is_some() || cx.probe().await.is_some() {
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
         return Err(Failure::new("already_exists", format!("daemon is already running{pid}"))
@@ -109,7 +109,10 @@ fn flags(cx: &Cx, args: &Args) -> Result<Vec<String>, Failure> {
     // the command line does not say.
     let own = |key: &str| if args.value("config").is_some() { None } else { text(&config, key) };
     let from_env = std::env::var("PILOT_REGISTRY").ok().filter(|v| !v.is_empty());
-    let mut flags = vec![format!("--socket={}", cx.socket()?.display())];
+    // Absolute, because `daemon stop` knows its daemon by it.
+    let socket = std::path::absolute(cx.socket()?)
+        .map_err(|e| Failure::invalid("the socket has no usable path").reason(e))?;
+    let mut flags = vec![format!("--socket={}", socket.display())];
     let mut add = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             flags.push(format!("--{name}={value}"));

@@ -24,8 +24,8 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     if args.is_set("check") {
         return info.map(|_| Answer::done()).ok_or_else(Failure::silent);
     }
-    let pid = running_pid(&cx.home);
     let socket = cx.socket()?;
+    let pid = running_pid(&cx.home, &socket);
     let running = pid.is_some() || info.is_some();
     let mut data = json!({
         "running": running,

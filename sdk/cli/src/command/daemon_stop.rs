@@ -1,5 +1,6 @@
 //! `daemon stop`: ends the daemon that `daemon start` started.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -10,7 +11,7 @@ use crate::args::Args;
 use crate::cx::Cx;
 use crate::failure::Failure;
 use crate::output::Answer;
-use crate::process::{is_daemon, running_pid, signal};
+use crate::process::{daemon_socket, forget_pid, is_daemon, noted_pid, running_pid, signal};
 use crate::spec::Spec;
 
 pub(crate) const SPEC: Spec = Spec {
@@ -31,32 +32,19 @@ const KILLED: Duration = Duration::from_secs(2);
 const INTERVAL: Duration = Duration::from_millis(20);
 
 async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
-    let Some(pid) = running_pid(&cx.home) else {
-        // A file that names nobody is of no use to anybody.
-        let _ = std::fs::remove_file(cx.home.pid_path());
-        let failure = Failure::not_running("daemon is not running");
-        return Err(match cx.probe().await {
-            Some(_) => {
-                let socket = cx.socket()?;
-                Failure::not_running("the daemon was not started by pilotctl daemon start").hint(
-                    format!(
-                        "find and kill the process manually: lsof -U | grep {}",
-                        socket.display()
-                    ),
-                )
-            }
-            None => failure,
-        });
+    let socket = cx.socket()?;
+    let Some(pid) = running_pid(&cx.home, &socket) else {
+        return Err(nobody(cx, &socket).await);
     };
-    signal(pid, Signal::TERM)?;
-    let forced = !gone(pid, PATIENCE).await;
+    signal(pid, &socket, Signal::TERM)?;
+    let forced = !gone(pid, &socket, PATIENCE).await;
     if forced {
-        signal(pid, Signal::KILL)?;
-        if !gone(pid, KILLED).await {
+        signal(pid, &socket, Signal::KILL)?;
+        if !gone(pid, &socket, KILLED).await {
             return Err(Failure::internal(format!("the daemon (pid {pid}) cannot be ended")));
         }
     }
-    let _ = std::fs::remove_file(cx.home.pid_path());
+    forget_pid(&cx.home, pid);
     let mut data = json!({ "pid": pid });
     let mut text = format!("daemon stopped (pid {pid})");
     if forced {
@@ -66,9 +54,37 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
     Ok(Answer::new(data, text))
 }
 
-async fn gone(pid: i32, patience: Duration) -> bool {
+/// What there is to say when no daemon of ours runs.
+async fn nobody(cx: &Cx, socket: &Path) -> Failure {
+    if let Some(pid) = noted_pid(&cx.home) {
+        if let Some(other) = daemon_socket(pid) {
+            // Perhaps of another home, after its number has come round.
+            return Failure::not_running(format!(
+                "no daemon serves {}; process {pid} serves {}",
+                socket.display(),
+                other.display()
+            ))
+            .hint(format!(
+                "if that one is meant: pilotctl daemon stop --socket {}",
+                other.display()
+            ));
+        }
+        // A file that names nobody is of no use to anybody.
+        forget_pid(&cx.home, pid);
+    }
+    match cx.probe().await {
+        Some(_) => {
+            Failure::not_running("the daemon was not started by pilotctl daemon start").hint(
+                format!("find and kill the process manually: lsof -U | grep {}", socket.display()),
+            )
+        }
+        None => Failure::not_running("daemon is not running"),
+    }
+}
+
+async fn gone(pid: i32, socket: &Path, patience: Duration) -> bool {
     let start = Instant::now();
-    while is_daemon(pid) {
+    while is_daemon(pid, socket) {
         if start.elapsed() > patience {
             return false;
         }
