@@ -41,6 +41,26 @@ impl Home {
         self.dir.join("pilot.log")
     }
 
+    /// The lock that whoever starts a daemon holds until it answers; `None`
+    /// while somebody else holds it.
+    pub(crate) fn lock_start(&self) -> Result<Option<fs::File>, Failure> {
+        let path = self.dir.join("start.lock");
+        let failed =
+            |e: io::Error| Failure::internal(format!("cannot lock {}", path.display())).reason(e);
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(e)) => Err(failed(e)),
+        }
+    }
+
     pub(crate) fn identity_path(&self) -> PathBuf {
         self.dir.join("identity.key")
     }

@@ -28,8 +28,10 @@ fn main() {
         a_daemon_that_fails_is_told().await;
         a_foreign_process_is_left_alone().await;
         the_daemon_of_another_home_is_left_alone().await;
+        of_two_starts_one_wins().await;
+        a_start_at_work_is_not_disturbed().await;
     });
-    println!("daemon processes: 5 passed");
+    println!("daemon processes: 7 passed");
 }
 
 /// The daemon: behaves as its flags and `MOCK` say.
@@ -220,4 +222,38 @@ async fn the_daemon_of_another_home_is_left_alone() {
     let status = neighbour.run(&["daemon", "status"]).await.data();
     assert_eq!((&status["running"], &status["pid"]), (&json!(true), &pid));
     assert_eq!(neighbour.run(&["daemon", "stop"]).await.data(), json!({ "pid": pid }));
+}
+
+async fn of_two_starts_one_wins() {
+    let place = Place::new();
+    let home = place.home();
+    let user = user(&place, &home);
+    let start = &["daemon", "start"];
+    let (one, two) = tokio::join!(user.run(start), user.run(start));
+    let (winner, loser) = if one.exit == 0 { (one, two) } else { (two, one) };
+    let pid = winner.data()["pid"].clone();
+    let error = loser.error();
+    assert_eq!(error["code"], "already_exists");
+    assert_eq!(error["message"], format!("daemon is already running (pid {pid})"));
+    let noted = std::fs::read_to_string(home.join("pilot.pid")).expect("PID file");
+    assert_eq!(noted, format!("{pid}\n"));
+    assert_eq!(user.run(&["daemon", "stop"]).await.data(), json!({ "pid": pid }));
+}
+
+async fn a_start_at_work_is_not_disturbed() {
+    let place = Place::new();
+    let home = place.home();
+    let user = user(&place, &home);
+    std::fs::create_dir(&home).expect("create");
+    let lock = std::fs::File::create(home.join("start.lock")).expect("lock file");
+    lock.lock().expect("lock");
+    // This process stands for one that has not become the daemon yet.
+    let noted = format!("{}\n", std::process::id());
+    std::fs::write(home.join("pilot.pid"), &noted).expect("write");
+    assert_eq!(user.run(&["daemon", "stop"]).await.error()["code"], "not_running");
+    assert_eq!(user.run(&["daemon", "start"]).await.error()["code"], "already_exists");
+    assert_eq!(std::fs::read_to_string(home.join("pilot.pid")).expect("PID file"), noted);
+    lock.unlock().expect("unlock");
+    assert_eq!(user.run(&["daemon", "stop"]).await.error()["code"], "not_running");
+    assert!(!home.join("pilot.pid").exists());
 }

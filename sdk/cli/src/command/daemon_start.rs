@@ -16,7 +16,7 @@ use crate::cx::Cx;
 use crate::failure::Failure;
 use crate::home::text;
 use crate::output::Answer;
-use crate::process::{find_daemon, running_pid};
+use crate::process::{find_daemon, forget_pid, running_pid};
 use crate::spec::{Flag, Spec};
 
 pub(crate) const SPEC: Spec = Spec {
@@ -46,33 +46,39 @@ pub(crate) const SPEC: Spec = Spec {
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a daemon that answers may take to be registered as well.
 const REGISTERED: Duration = Duration::from_secs(3);
+/// How long another start of the same home is waited for.
+const TURN: Duration = Duration::from_secs(3);
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(30);
 /// Lines of the log shown when the daemon ends at once.
 const TAIL: u64 = 2048;
 
 async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
+    cx.home.create()?;
+    // Until this returns, nobody else starts a daemon of this home.
+    let _lock = lock(cx).await?;
     let pid = running_pid(&cx.home, &cx.socket()?);
     if pid.is_some() || cx.probe().await.is_some() {
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
         return Err(Failure::new("already_exists", format!("daemon is already running{pid}"))
             .hint("stop it first with: pilotctl daemon stop"));
     }
-    cx.home.create()?;
     let flags = flags(cx, args)?;
     if args.is_set("foreground") {
         return Err(foreground(cx, &flags));
     }
     let log_path = cx.home.log_path();
+    // Before the daemon can write, or the reason of a fast end is skipped.
+    let log_start = fs::metadata(&log_path).map_or(0, |m| m.len());
     let mut child = spawn(&flags, &log_path)?;
     let pid = child.id();
     cx.home.write(&cx.home.pid_path(), format!("{pid}\n").as_bytes(), 0o600)?;
-    let info = match ready(cx, &mut child, &log_path).await {
+    let info = match ready(cx, &mut child, &log_path, log_start).await {
         Ok(info) => info,
         Err(failure) => {
             // It has not become a daemon; the file must not say that it has.
             if !matches!(child.try_wait(), Ok(None)) {
-                let _ = fs::remove_file(cx.home.pid_path());
+                forget_pid(&cx.home, pid.cast_signed());
             }
             return Err(failure);
         }
@@ -99,6 +105,26 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
         ("log", log_path.display().to_string()),
     ]);
     Ok(Answer::new(data, text))
+}
+
+/// The right to start this home's daemon. Whoever waits for it mostly finds
+/// the other's daemon running.
+async fn lock(cx: &Cx) -> Result<fs::File, Failure> {
+    let start = Instant::now();
+    loop {
+        if let Some(lock) = cx.home.lock_start()? {
+            return Ok(lock);
+        }
+        if start.elapsed() > TURN {
+            let dir = cx.home.dir.display();
+            return Err(Failure::new(
+                "already_exists",
+                format!("another pilotctl is starting the daemon of {dir}"),
+            )
+            .hint("see how it went with: pilotctl daemon status"));
+        }
+        sleep(INTERVAL).await;
+    }
 }
 
 /// The daemon's flags: the command line before the configuration; the registry
@@ -179,9 +205,13 @@ fn spawn(flags: &[String], log_path: &Path) -> Result<Child, Failure> {
 
 /// What the daemon says of itself once it answers: at once if it is
 /// registered, else after it had some time to be.
-async fn ready(cx: &Cx, child: &mut Child, log_path: &Path) -> Result<Map<String, Value>, Failure> {
+async fn ready(
+    cx: &Cx,
+    child: &mut Child,
+    log_path: &Path,
+    log_start: u64,
+) -> Result<Map<String, Value>, Failure> {
     let start = Instant::now();
-    let log_start = fs::metadata(log_path).map_or(0, |m| m.len());
     let mut answered: Option<(Instant, Map<String, Value>)> = None;
     loop {
         if let Ok(Some(status)) = child.try_wait() {

@@ -69,8 +69,11 @@ async fn nobody(cx: &Cx, socket: &Path) -> Failure {
                 other.display()
             ));
         }
-        // A file that names nobody is of no use to anybody.
-        forget_pid(&cx.home, pid);
+        // A file that names nobody is of no use to anybody, unless it names
+        // what is about to become the daemon.
+        if let Ok(Some(_lock)) = cx.home.lock_start() {
+            forget_pid(&cx.home, pid);
+        }
     }
     match cx.probe().await {
         Some(_) => {
