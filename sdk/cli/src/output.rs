@@ -99,7 +99,7 @@ impl Output {
         if self.json {
             writeln!(out, "{data}")?;
         } else {
-            writeln!(out, "{text}")?;
+            writeln!(out, "{}", printable(text))?;
         }
         out.flush()
     }
@@ -113,12 +113,16 @@ impl Output {
         let _ = if self.json {
             writeln!(err, "{}", failure.to_json())
         } else {
-            let text = failure.text();
+            let text = printable(&failure.text());
             let text = match text.strip_prefix("error:") {
                 Some(rest) if self.error_colour => format!("{}{rest}", "error:".red().bold()),
                 _ => text,
             };
-            let hint = failure.hint.as_ref().map(|h| format!("\nhint:  {h}")).unwrap_or_default();
+            let hint = failure
+                .hint
+                .as_ref()
+                .map(|h| format!("\nhint:  {}", printable(h)))
+                .unwrap_or_default();
             writeln!(err, "{text}{hint}")
         };
         ExitCode::FAILURE
@@ -127,7 +131,7 @@ impl Output {
     /// A remark on standard error, for people only.
     pub(crate) fn remark(&self, text: &str) {
         if !self.json {
-            eprintln!("{text}");
+            eprintln!("{}", printable(text));
         }
     }
 
@@ -181,6 +185,25 @@ impl Output {
     }
 }
 
+/// Text of peers for a terminal: without control characters, which could
+/// move the cursor, change the title or hide what was written, except for
+/// newlines and tabs.
+pub(crate) fn printable(text: &str) -> String {
+    let text = text.replace("\r\n", "\n");
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\t' => c,
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        })
+        .collect()
+}
+
+/// The same on one line, for a table.
+pub(crate) fn printable_line(text: &str) -> String {
+    printable(text).replace(['\n', '\t'], " ")
+}
+
 /// Bytes for people, in powers of 1024.
 pub(crate) fn bytes(n: u64) -> String {
     indicatif::BinaryBytes(n).to_string()
@@ -231,6 +254,16 @@ mod tests {
         assert_eq!(seconds(61), "1m 1s");
         assert_eq!(seconds(7_500), "2h 5m");
         assert_eq!(seconds(200_000), "2d 7h");
+    }
+
+    #[test]
+    fn peers_do_not_steer_the_terminal() {
+        assert_eq!(printable("a\tb\r\nc é"), "a\tb\nc é");
+        assert_eq!(
+            printable("\u{1b}[2Jx\u{7}\u{9b}1m\ry"),
+            "\u{fffd}[2Jx\u{fffd}\u{fffd}1m\u{fffd}y"
+        );
+        assert_eq!(printable_line("a\nb\tc\u{0}"), "a b c\u{fffd}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::args::{Args, number};
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::Answer;
+use crate::output::{Answer, printable};
 use crate::peer;
 use crate::spec::{Flag, Spec};
 
@@ -52,7 +52,7 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     let sent = if args.value("message").is_some() { input } else { read_input().await? };
     let response = exchange(&client, address, port, sent.as_bytes(), patience, hint).await?;
     let data = json!({"target": address, "port": port, "sent": sent, "response": response});
-    Ok(Answer::new(data, response))
+    Ok(Answer::new(data, printable(&response)))
 }
 
 /// All of standard input without its last newline.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::args::Args;
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::{Answer, or_dash, seconds};
+use crate::output::{Answer, or_dash, printable_line, seconds};
 use crate::process::running_pid;
 use crate::spec::{Flag, Spec};
 
@@ -47,7 +47,7 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
         for key in ["node_id", "address", "hostname", "uptime_secs", "peers", "connections"] {
             data[key] = info.get(key).cloned().unwrap_or(Value::Null);
         }
-        let part = |key: &str| or_dash(data[key].as_str().unwrap_or_default());
+        let part = |key: &str| or_dash(&printable_line(data[key].as_str().unwrap_or_default()));
         fields.push(("address", part("address")));
         fields.push(("hostname", part("hostname")));
         fields.push(("uptime", seconds(data["uptime_secs"].as_u64().unwrap_or(0))));

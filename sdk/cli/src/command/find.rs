@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::args::Args;
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::Answer;
+use crate::output::{Answer, printable_line};
 use crate::spec::Spec;
 
 pub(crate) const SPEC: Spec = Spec {
@@ -32,9 +32,9 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
         "public": found.public,
     });
     let text = cx.out.fields(&[
-        ("hostname", found.hostname),
+        ("hostname", printable_line(&found.hostname)),
         ("node", found.node_id.to_string()),
-        ("address", found.address),
+        ("address", printable_line(&found.address)),
         ("visibility", if found.public { "public" } else { "private" }.to_owned()),
     ]);
     Ok(Answer::new(data, text))

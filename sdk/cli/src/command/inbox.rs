@@ -6,7 +6,7 @@ use super::received::{clear, list};
 use crate::args::Args;
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::Answer;
+use crate::output::{Answer, printable_line};
 use crate::spec::{Flag, Spec};
 
 pub(crate) const SPEC: Spec = Spec {
@@ -46,8 +46,8 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     let rows: Vec<_> = messages
         .iter()
         .map(|m| {
-            let part = |key: &str| m[key].as_str().unwrap_or_default().to_owned();
-            let mut data = part("data").replace(['\n', '\r', '\t'], " ");
+            let part = |key: &str| printable_line(m[key].as_str().unwrap_or_default());
+            let mut data = part("data");
             if data.chars().count() > MAX_TEXT {
                 data = data.chars().take(MAX_TEXT).chain("...".chars()).collect();
             }

@@ -7,7 +7,7 @@ use super::peers;
 use crate::args::Args;
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::{Answer, bytes, or_dash, seconds};
+use crate::output::{Answer, bytes, or_dash, printable_line, seconds};
 use crate::spec::Spec;
 
 pub(crate) const SPEC: Spec = Spec {
@@ -35,7 +35,7 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
             },
         ),
         ("node", if registered { info.node_id.to_string() } else { "-".to_owned() }),
-        ("hostname", or_dash(&info.hostname)),
+        ("hostname", or_dash(&printable_line(&info.hostname))),
         ("owner", or_dash(&info.owner)),
         ("public key", or_dash(&info.public_key)),
         ("uptime", seconds(info.uptime_secs)),

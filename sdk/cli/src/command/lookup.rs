@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::args::{Args, number};
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::Answer;
+use crate::output::{Answer, printable_line};
 use crate::spec::Spec;
 
 pub(crate) const SPEC: Spec = Spec {
@@ -50,7 +50,7 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
             .filter(|(key, _)| *key != "type")
             .map(|(key, value)| {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                (key.as_str(), text)
+                (key.as_str(), printable_line(&text))
             })
             .collect(),
         _ => Vec::new(),

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::args::Args;
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::{Answer, or_dash, rfc3339};
+use crate::output::{Answer, or_dash, printable_line, rfc3339};
 use crate::spec::Spec;
 
 pub(crate) const SPEC: Spec = Spec {
@@ -25,7 +25,13 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
     }
     let rows: Vec<_> = list
         .iter()
-        .map(|p| vec![p.node_id.to_string(), rfc3339(p.received_at), or_dash(&p.justification)])
+        .map(|p| {
+            vec![
+                p.node_id.to_string(),
+                rfc3339(p.received_at),
+                or_dash(&printable_line(&p.justification)),
+            ]
+        })
         .collect();
     let mut text = cx.out.table(&["NODE", "RECEIVED", "JUSTIFICATION"], &rows);
     text.push_str("\n\napprove with: pilotctl approve <node>");

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::args::Args;
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::{Answer, bytes, rfc3339};
+use crate::output::{Answer, bytes, printable_line, rfc3339};
 use crate::spec::{Flag, Spec};
 
 pub(crate) const SPEC: Spec = Spec {
@@ -34,8 +34,10 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     if args.is_set("clear") {
         return clear(&dir, &files);
     }
-    let rows: Vec<_> =
-        files.iter().map(|f| vec![f.name.clone(), bytes(f.bytes), f.modified.clone()]).collect();
+    let rows: Vec<_> = files
+        .iter()
+        .map(|f| vec![printable_line(&f.name), bytes(f.bytes), f.modified.clone()])
+        .collect();
     let text = match rows.is_empty() {
         true => "no received files".to_owned(),
         false => format!(

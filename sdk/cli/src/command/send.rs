@@ -8,7 +8,7 @@ use super::connect::exchange;
 use crate::args::{Args, number};
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::Answer;
+use crate::output::{Answer, printable};
 use crate::peer;
 use crate::spec::{Flag, Spec};
 
@@ -34,5 +34,5 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     let hint = format!("increase with --timeout, or check peer: pilotctl ping {address}");
     let response = exchange(&client, address, port, sent.as_bytes(), patience, &hint).await?;
     let data = json!({"target": address, "port": port, "sent": sent, "response": response});
-    Ok(Answer::new(data, response))
+    Ok(Answer::new(data, printable(&response)))
 }

@@ -8,7 +8,7 @@ use super::send_file::{PORT, read_answer};
 use crate::args::Args;
 use crate::cx::Cx;
 use crate::failure::Failure;
-use crate::output::Answer;
+use crate::output::{Answer, printable};
 use crate::peer;
 use crate::spec::{Flag, Spec};
 
@@ -54,5 +54,5 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
         "bytes": data.len(),
         "ack": ack,
     });
-    Ok(Answer::new(data, ack))
+    Ok(Answer::new(data, printable(&ack)))
 }
