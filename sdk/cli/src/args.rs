@@ -11,7 +11,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::failure::Failure;
-use crate::spec::{Flag, Spec, nearest};
+use crate::spec::{Flag, Lookup, Spec, find, nearest};
+
+/// Longest time that is waited: ten years, which every clock can add.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A command line without the global flags.
 #[derive(Debug, Default, PartialEq)]
@@ -36,6 +39,7 @@ impl Line {
             }
             let (name, value) = split_flag(&word);
             match (name, value) {
+                (None, _) if wants_value(&line.words) => line.words.push(word),
                 (Some("json"), None) => line.json = Some(true),
                 (Some("json"), Some(value)) => line.json = Some(boolean("json", value)?),
                 (Some("help"), None) => line.help = true,
@@ -144,13 +148,29 @@ impl Args {
 
     pub(crate) fn duration(&self, flag: &str, default: Duration) -> Result<Duration, Failure> {
         match self.value(flag) {
-            Some(text) => duration(text).ok_or_else(|| {
+            Some(text) => duration(text).map(|d| d.min(LONGEST)).ok_or_else(|| {
                 Failure::invalid(format!("invalid --{flag} {text:?}"))
                     .hint("write a duration like 30s, 2m, 500ms, or a number of seconds")
             }),
             None => Ok(default),
         }
     }
+}
+
+/// Whether the last of these words is a flag whose value comes next.
+fn wants_value(words: &[String]) -> bool {
+    let Some((Some(name), None)) = words.last().map(|w| split_flag(w)) else { return false };
+    match find(words) {
+        Lookup::Found(spec, _) => spec.flag(name).is_some_and(|flag| flag.value.is_some()),
+        _ => false,
+    }
+}
+
+/// What `--json` says on a line that cannot be read otherwise.
+pub(crate) fn json_asked(words: &[String]) -> Option<bool> {
+    let before = words.iter().take_while(|w| *w != "--");
+    let says = |w: &String| matches!(w.as_str(), "--json" | "--json=" | "--json=true" | "--json=1");
+    before.into_iter().any(says).then_some(true)
 }
 
 /// A number, or the failure that names what it should have been.

@@ -26,9 +26,10 @@ use spec::Lookup;
 fn main() -> ExitCode {
     let words: Vec<String> =
         std::env::args_os().skip(1).map(|w| w.to_string_lossy().into_owned()).collect();
+    let json = args::json_asked(&words);
     let line = match Line::split(words) {
         Ok(line) => line,
-        Err(failure) => return Output::new(None).failure(&failure),
+        Err(failure) => return Output::new(json).failure(&failure),
     };
     let out = Output::new(line.json);
     match prepare(&line, &out) {

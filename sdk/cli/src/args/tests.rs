@@ -1,7 +1,6 @@
 //! Command lines as published, and where they are stricter.
 
 use super::*;
-use crate::spec::{Lookup, find};
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
@@ -103,5 +102,32 @@ fn durations() {
         ("99999999999999999999h", None),
     ] {
         assert_eq!(duration(text), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn the_longest_time_can_be_added_to_a_clock() {
+    for text in ["ping x --timeout 1e19", "ping x --timeout=5000000000000000h"] {
+        let long = parse(text).expect(text).duration("timeout", Duration::ZERO).expect(text);
+        assert_eq!(long, LONGEST, "{text}");
+    }
+}
+
+#[test]
+fn a_short_flag_can_be_a_value() {
+    let line = Line::split(words("send 2 7 --data -h")).expect("a value");
+    assert_eq!((line.help, line.words), (false, words("send 2 7 --data -h")));
+    for text in ["send 2 7 -h", "send 2 7 --data=x -h", "daemon status --check -h", "-h"] {
+        assert!(Line::split(words(text)).expect(text).help, "{text}");
+    }
+}
+
+#[test]
+fn json_is_seen_on_a_wrong_line() {
+    for text in ["--cuont 1 --json", "--json=1 --cuont", "--socket --json", "--x --json=true"] {
+        assert_eq!(json_asked(&words(text)), Some(true), "{text}");
+    }
+    for text in ["--cuont 1", "--json=false --cuont", "handshake 2 -- --json"] {
+        assert_eq!(json_asked(&words(text)), None, "{text}");
     }
 }
