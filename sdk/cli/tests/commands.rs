@@ -344,3 +344,14 @@ async fn completions_and_context_cover_every_command() {
     }
     assert_eq!(user.run(&["completions", "tcsh"]).await.error()["code"], "invalid_argument");
 }
+
+#[tokio::test]
+async fn a_pipe_is_no_file() {
+    let home = tempfile::tempdir().expect("temporary directory");
+    let user = User::new(home.path(), Path::new("/nonexistent/p.sock"));
+    let pipe = home.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    let error = user.run(&["send-file", "2", pipe.to_str().expect("UTF-8")]).await.error();
+    assert_eq!(error["code"], "invalid_argument");
+}

@@ -110,11 +110,15 @@ impl Source {
             std::io::ErrorKind::NotFound => Failure::not_found(format!("file not found: {shown}")),
             _ => Failure::internal(format!("cannot read {shown}")).reason(e),
         };
-        let file = std::fs::File::open(path).map_err(failed)?;
-        let meta = file.metadata().map_err(failed)?;
+        // Asked before it is opened: opening a pipe waits for its writer.
+        let meta = std::fs::metadata(path).map_err(failed)?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
         match name {
-            Some(name) if meta.is_file() => Ok(Self { file, name, size: meta.len(), path: shown }),
+            Some(name) if meta.is_file() => {
+                let file = std::fs::File::open(path).map_err(failed)?;
+                let size = file.metadata().map_err(failed)?.len();
+                Ok(Self { file, name, size, path: shown })
+            }
             _ => Err(Failure::invalid(format!("not a file: {shown}"))
                 .hint("pack a folder first, for example with tar")),
         }
