@@ -15,7 +15,7 @@ use crate::args::Args;
 use crate::cx::Cx;
 use crate::failure::Failure;
 use crate::home::text;
-use crate::output::Answer;
+use crate::output::{Answer, printable_line};
 use crate::process::{find_daemon, forget_pid, running_pid};
 use crate::spec::{Flag, Spec};
 
@@ -23,7 +23,7 @@ pub(crate) const SPEC: Spec = Spec {
     name: "daemon start",
     usage: "daemon start [--registry <addr>] [--beacon <addr>] [--hostname <name>] [flags]",
     about: "Start the daemon in the background",
-    returns: "pid, node_id, address, hostname, socket, log_file",
+    returns: "pid, node_id, address, hostname, socket, log_file; warning if it has not the hostname",
     flags: &[
         Flag::value("config", "file", "configuration file of the daemon"),
         Flag::value("registry", "addr", "host:port of the registry"),
@@ -50,7 +50,7 @@ const REGISTERED: Duration = Duration::from_secs(3);
 const TURN: Duration = Duration::from_secs(3);
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(30);
-/// Lines of the log shown when the daemon ends at once.
+/// Bytes of the log looked at when the daemon ends at once.
 const TAIL: u64 = 2048;
 
 async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
@@ -84,7 +84,7 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
         }
     };
     let part = |key: &str| info.get(key).cloned().unwrap_or(Value::Null);
-    let data = json!({
+    let mut data = json!({
         "pid": pid,
         "node_id": part("node_id"),
         "address": part("address"),
@@ -98,13 +98,31 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
             "not registered yet: the registry does not answer, the daemon goes on trying".to_owned()
         }
     };
-    let text = cx.out.fields(&[
+    let mut text = cx.out.fields(&[
         ("daemon", format!("running, pid {pid}")),
         ("address", address),
         ("socket", cx.socket()?.display().to_string()),
         ("log", log_path.display().to_string()),
     ]);
+    if let Some(warning) = hostname_warning(&info, args.value("hostname")) {
+        text.push_str(&format!("\n\nwarning: {}", printable_line(&warning)));
+        data["warning"] = json!(warning);
+    }
     Ok(Answer::new(data, text))
+}
+
+/// What is to be said when the node does not bear the name it should.
+fn hostname_warning(info: &Map<String, Value>, wanted: Option<&str>) -> Option<String> {
+    let refused = info.get("registry").and_then(|r| r["hostname_error"].as_str());
+    if let Some(refused) = refused {
+        return Some(refused.to_owned());
+    }
+    let has = info.get("hostname").and_then(Value::as_str).unwrap_or_default();
+    let wanted = wanted.filter(|wanted| !wanted.is_empty() && *wanted != has)?;
+    Some(match has {
+        "" => format!("the hostname {wanted:?} is not taken yet; see: pilotctl info"),
+        has => format!("the hostname is {has:?}, not {wanted:?}; see: pilotctl info"),
+    })
 }
 
 /// The right to start this home's daemon. Whoever waits for it mostly finds
@@ -250,4 +268,25 @@ fn tail(path: &Path, from: u64) -> String {
     let text = read().unwrap_or_default();
     let last = text.lines().rev().find(|line| !line.trim().is_empty());
     last.unwrap_or("it said nothing").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_was_not_taken_is_told() {
+        let warn = |info: Value, wanted| {
+            let Value::Object(info) = info else { panic!("an object") };
+            hostname_warning(&info, wanted)
+        };
+        let good = json!({"hostname": "me", "registry": {"hostname_error": null}});
+        assert_eq!(warn(good.clone(), Some("me")), None);
+        assert_eq!(warn(good.clone(), None), None);
+        assert!(warn(good, Some("you")).is_some_and(|w| w.contains("\"me\", not \"you\"")));
+        let refused = json!({"hostname": "", "registry": {"hostname_error": "taken"}});
+        assert_eq!(warn(refused, None).as_deref(), Some("taken"));
+        // A published daemon says nothing of its registry.
+        assert!(warn(json!({"hostname": ""}), Some("me")).is_some());
+    }
 }
