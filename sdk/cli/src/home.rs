@@ -80,7 +80,7 @@ impl Home {
         let failed = |reason: String| {
             Failure::invalid(format!("cannot read {}", path.display()))
                 .reason(reason)
-                .hint("correct the file, or write it anew with: pilotctl init")
+                .hint("correct the file, or move it away, then: pilotctl init")
         };
         let text = match fs::read(&path) {
             Ok(text) => text,
