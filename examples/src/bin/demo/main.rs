@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use network::{Agent, Network, poll_until};
-use report::{Protection, Report};
+use report::{Protection, Report, complain, say};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Bytes of the generated file.
@@ -27,7 +27,9 @@ async fn main() -> ExitCode {
     let folder = match tempfile::Builder::new().prefix("pilot-demo-").tempdir() {
         Ok(folder) => folder,
         Err(e) => {
-            eprintln!("demo: no temporary folder can be made: {e} (is TMPDIR writable?)");
+            complain(format_args!(
+                "demo: no temporary folder can be made: {e} (is TMPDIR writable?)"
+            ));
             return ExitCode::FAILURE;
         }
     };
@@ -35,7 +37,7 @@ async fn main() -> ExitCode {
     let interrupted = tokio::select! {
         () = steps(&mut network, &mut report) => false,
         name = stop_signal() => {
-            eprintln!("\ndemo: {name}, cleaning up");
+            complain(format_args!("\ndemo: {name}, cleaning up"));
             true
         }
     };
@@ -44,7 +46,7 @@ async fn main() -> ExitCode {
         network.show_logs();
     }
     if let Err(e) = folder.close() {
-        eprintln!("demo: the temporary folder could not be removed: {e}");
+        complain(format_args!("demo: the temporary folder could not be removed: {e}"));
     }
     if interrupted {
         report.fail("run to the end", "interrupted".to_owned());
@@ -53,17 +55,20 @@ async fn main() -> ExitCode {
     if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Waits for Ctrl-C or SIGTERM, and names it.
+/// Waits for Ctrl-C, SIGTERM or the end of the terminal, and names it.
 async fn stop_signal() -> &'static str {
-    let (Ok(mut int), Ok(mut term)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let (Ok(mut int), Ok(mut term), Ok(mut hup)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+        signal(SignalKind::hangup()),
+    ) else {
         // Without handlers the signals end the process as usual.
         return std::future::pending().await;
     };
     tokio::select! {
         _ = int.recv() => "interrupted",
         _ = term.recv() => "asked to end",
+        _ = hup.recv() => "the terminal has gone",
     }
 }
 
@@ -110,7 +115,7 @@ async fn steps(network: &mut Network, report: &mut Report) {
         "check the tunnel",
     ];
     let folder = network.folder().to_owned();
-    println!("Starting a rendezvous and two daemons under {}", folder.display());
+    say(format_args!("Starting a rendezvous and two daemons under {}", folder.display()));
     // Made while the daemons start; it is ready long before it is needed.
     let file = folder.join("generated.bin");
     let generated = tokio::task::spawn_blocking({
@@ -175,7 +180,7 @@ async fn start(network: &mut Network) -> Result<(String, Moved)> {
     let mut addresses = Vec::new();
     for name in ["agent-a", "agent-b"] {
         let agent = network.agent(name)?;
-        println!("  {name}  {}  node {}", agent.address, agent.node);
+        say(format_args!("  {name}  {}  node {}", agent.address, agent.node));
         addresses.push(format!("{name} is {}", agent.address));
     }
     Ok((addresses.join(", "), Moved::Nothing))

@@ -13,6 +13,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::report::complain;
+
 /// How long a program may take until it says that it is ready.
 const START_LIMIT: Duration = Duration::from_secs(15);
 /// How long a program may take to end when asked.
@@ -133,7 +135,11 @@ impl Network {
     pub(crate) fn show_logs(&self) {
         let rendezvous = self.rendezvous.iter().map(|(p, _, _)| p);
         for program in rendezvous.chain(self.daemons.iter().map(|(p, _)| p)) {
-            eprintln!("--- end of the log of {}:\n{}", program.name, tail(&program.log));
+            complain(format_args!(
+                "--- end of the log of {}:\n{}",
+                program.name,
+                tail(&program.log)
+            ));
         }
     }
 }
@@ -202,7 +208,7 @@ impl Program {
     pub(crate) async fn stop(&mut self) {
         self.terminate();
         if timeout(STOP_LIMIT, self.child.wait()).await.is_err() {
-            eprintln!("demo: {} does not end when asked; killed", self.name);
+            complain(format_args!("demo: {} does not end when asked; killed", self.name));
             let _ = self.child.kill().await;
         }
     }

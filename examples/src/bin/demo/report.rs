@@ -1,6 +1,19 @@
 //! The table at the end.
 
+use std::fmt::Arguments;
+use std::io::Write;
 use std::time::Duration;
+
+/// Prints a line. Whoever read may have gone, with the pipe or the terminal;
+/// what remains is to clean up all the same.
+pub(crate) fn say(line: Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// The same on standard error.
+pub(crate) fn complain(line: Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// What the daemons say of the tunnel.
 #[derive(Clone, Copy, Debug)]
@@ -32,12 +45,12 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn pass(&mut self, step: &str, time: Duration, bytes: Option<u64>, note: String) {
-        println!("  ok      {step} ({:.2} s)", time.as_secs_f64());
+        say(format_args!("  ok      {step} ({:.2} s)", time.as_secs_f64()));
         self.push(step, Outcome::Passed { time, bytes, note });
     }
 
     pub(crate) fn fail(&mut self, step: &str, why: String) {
-        println!("  FAILED  {step}: {why}");
+        say(format_args!("  FAILED  {step}: {why}"));
         self.push(step, Outcome::Failed { why });
     }
 
@@ -65,11 +78,11 @@ impl Report {
         // "start" and "establish trust" are not traffic between the agents.
         let over_tunnel =
             |step: &str| !matches!(step, "start" | "establish trust" | "run to the end");
-        println!(
+        say(format_args!(
             "\n{:<18} {:>8} {:>8}  {:<26} result",
             "step", "time", "MB/s", "encrypted+authenticated"
-        );
-        println!("{}", "-".repeat(100));
+        ));
+        say(format_args!("{}", "-".repeat(100)));
         for row in &self.rows {
             let step = &row.step;
             match &row.outcome {
@@ -86,27 +99,27 @@ impl Report {
                         _ => "-".to_owned(),
                     };
                     let time = format!("{:.2} s", time.as_secs_f64());
-                    println!("{step:<18} {time:>8} {rate:>8}  {guarded:<26} {note}");
+                    say(format_args!("{step:<18} {time:>8} {rate:>8}  {guarded:<26} {note}"));
                 }
                 Outcome::Failed { why } => {
-                    println!("{step:<18} {:>8} {:>8}  {:<26} FAILED: {why}", "", "", "");
+                    say(format_args!("{step:<18} {:>8} {:>8}  {:<26} FAILED: {why}", "", "", ""));
                 }
             }
         }
-        println!("\nTimes include starting pilotctl, and for files hashing both ends.");
+        say(format_args!("\nTimes include starting pilotctl, and for files hashing both ends."));
         if self.failed() == 0 {
-            println!(
+            say(format_args!(
                 "\nNext: run your own network with the tour in README.md; read \
                  examples/src/bin for agents in 50 lines;\n      `make test` runs every test, \
                  `make bench` measures this machine."
-            );
+            ));
         } else {
-            println!(
+            say(format_args!(
                 "\nNext: see above for what failed and why; docs/CONFIG.md explains the settings."
-            );
+            ));
         }
         let passed = self.rows.len() - self.failed();
-        println!("\ndemo: {passed} passed, {} failed", self.failed());
+        say(format_args!("\ndemo: {passed} passed, {} failed", self.failed()));
     }
 }
 
