@@ -44,7 +44,8 @@ pub(crate) const SPEC: Spec = Spec {
 
 /// How long the daemon may take to answer on its socket.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How long a daemon that answers may take to be registered as well.
+/// How long a daemon that answers may take to be registered as well, under
+/// the name it should have.
 const REGISTERED: Duration = Duration::from_secs(3);
 /// How long another start of the same home is waited for.
 const TURN: Duration = Duration::from_secs(3);
@@ -73,7 +74,8 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     let mut child = spawn(&flags, &log_path)?;
     let pid = child.id();
     cx.home.write(&cx.home.pid_path(), format!("{pid}\n").as_bytes(), 0o600)?;
-    let info = match ready(cx, &mut child, &log_path, log_start).await {
+    let wanted = flags.iter().find_map(|f| f.strip_prefix("--hostname=")).filter(|w| !w.is_empty());
+    let info = match ready(cx, &mut child, &log_path, log_start, wanted).await {
         Ok(info) => info,
         Err(failure) => {
             // It has not become a daemon; the file must not say that it has.
@@ -104,7 +106,7 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
         ("socket", cx.socket()?.display().to_string()),
         ("log", log_path.display().to_string()),
     ]);
-    if let Some(warning) = hostname_warning(&info, args.value("hostname")) {
+    if let Some(warning) = hostname_warning(&info, wanted) {
         text.push_str(&format!("\n\nwarning: {}", printable_line(&warning)));
         data["warning"] = json!(warning);
     }
@@ -113,8 +115,7 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
 
 /// What is to be said when the node does not bear the name it should.
 fn hostname_warning(info: &Map<String, Value>, wanted: Option<&str>) -> Option<String> {
-    let refused = info.get("registry").and_then(|r| r["hostname_error"].as_str());
-    if let Some(refused) = refused {
+    if let Some(refused) = hostname_error(info) {
         return Some(refused.to_owned());
     }
     let has = info.get("hostname").and_then(Value::as_str).unwrap_or_default();
@@ -123,6 +124,11 @@ fn hostname_warning(info: &Map<String, Value>, wanted: Option<&str>) -> Option<S
         "" => format!("the hostname {wanted:?} is not taken yet; see: pilotctl info"),
         has => format!("the hostname is {has:?}, not {wanted:?}; see: pilotctl info"),
     })
+}
+
+/// Why the registry did not take the hostname.
+fn hostname_error(info: &Map<String, Value>) -> Option<&str> {
+    info.get("registry").and_then(|r| r["hostname_error"].as_str())
 }
 
 /// The right to start this home's daemon. Whoever waits for it mostly finds
@@ -222,12 +228,13 @@ fn spawn(flags: &[String], log_path: &Path) -> Result<Child, Failure> {
 }
 
 /// What the daemon says of itself once it answers: at once if it is
-/// registered, else after it had some time to be.
+/// registered and has its name, else after it had some time to.
 async fn ready(
     cx: &Cx,
     child: &mut Child,
     log_path: &Path,
     log_start: u64,
+    wanted: Option<&str>,
 ) -> Result<Map<String, Value>, Failure> {
     let start = Instant::now();
     let mut answered: Option<(Instant, Map<String, Value>)> = None;
@@ -240,7 +247,10 @@ async fn ready(
         if let Some(info) = cx.probe().await {
             let registered = info.get("node_id").and_then(Value::as_u64).is_some_and(|id| id > 0);
             let since = answered.as_ref().map_or_else(Instant::now, |(since, _)| *since);
-            if registered || since.elapsed() > REGISTERED {
+            // The name is asked for once the node is registered.
+            let settled = hostname_error(&info).is_some()
+                || wanted.is_none_or(|w| info.get("hostname").is_some_and(|has| has == w));
+            if registered && settled || since.elapsed() > REGISTERED {
                 return Ok(info);
             }
             answered = Some((since, info));
