@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
-use crate::config::Config;
+use crate::config::{Config, CongestionControl};
 use crate::event::{CloseReason, DialFailure, Event, Input, Permission, Read, Refusal, StreamId};
 use crate::info::{Counters, PeerInfo, StreamInfo};
 use crate::peer::{Outgoing, Peer};
@@ -321,6 +321,12 @@ impl Core {
         self.with_stream(stream, |s| s.set_no_delay(on));
     }
 
+    /// Gives a stream another congestion controller, which starts with its
+    /// initial window.
+    pub fn set_congestion(&mut self, stream: StreamId, kind: CongestionControl) {
+        self.with_stream(stream, |s| s.set_congestion(kind));
+    }
+
     /// Ends every stream in good order, as [`Core::shutdown`] does.
     pub fn shutdown_all(&mut self, now: Time) {
         for slot in self.slots(|_| true) {
@@ -565,6 +571,9 @@ impl Core {
         let info = |s: &Stream| {
             let mut info = StreamInfo::new(s.id, s.local.port, s.remote, s.state_name());
             s.describe(&mut info);
+            if let Some(&peer) = self.peer_slots.get(&s.remote.address.node) {
+                info.path_mtu = self.peers[peer].path.mtu.current();
+            }
             info
         };
         self.streams.iter().map(|(_, s)| info(s)).collect()

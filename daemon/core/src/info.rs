@@ -80,6 +80,28 @@ pub struct StreamInfo {
     pub sack_sent: u64,
     /// Duplicate acknowledgements received.
     pub dup_acks: u64,
+    /// Retransmission timeouts.
+    pub timeouts: u64,
+    /// Loss episodes that turned out to have been none.
+    pub spurious: u64,
+    /// Largest UDP payload in use on the path to the peer, in bytes; 0 when it
+    /// has no tunnel.
+    pub path_mtu: usize,
+    /// Payload bytes of a full segment; 0 before the first.
+    pub mss: usize,
+    /// Name of the congestion controller.
+    pub congestion: &'static str,
+    /// Bytes per second that the path was last measured to deliver.
+    pub delivery_rate: u64,
+    /// Bytes per second at which segments leave; 0 when they are not paced.
+    pub pacing_rate: u64,
+    /// Least round-trip time; zero before the first sample.
+    pub min_rtt: Duration,
+    /// Retransmission timeout, back-off included.
+    pub rto: Duration,
+    /// Segments that left together in one batch, on average; 0 before the
+    /// first.
+    pub gso_batch: f64,
 }
 
 impl StreamInfo {
@@ -114,6 +136,16 @@ impl StreamInfo {
             sack_recv: 0,
             sack_sent: 0,
             dup_acks: 0,
+            timeouts: 0,
+            spurious: 0,
+            path_mtu: 0,
+            mss: 0,
+            congestion: "",
+            delivery_rate: 0,
+            pacing_rate: 0,
+            min_rtt: Duration::ZERO,
+            rto: Duration::ZERO,
+            gso_batch: 0.0,
         }
     }
 
@@ -127,6 +159,11 @@ impl StreamInfo {
         self.sack_recv = s.sack_recv;
         self.sack_sent = s.sack_sent;
         self.dup_acks = s.dup_acks;
+        self.timeouts = s.timeouts;
+        self.spurious = s.spurious;
+        if s.batches > 0 {
+            self.gso_batch = s.batched as f64 / s.batches as f64;
+        }
     }
 }
 

@@ -182,6 +182,8 @@ impl Core {
         let mut over = Vec::new();
         let peer = &mut self.peers[slot];
         let Some(session) = peer.tunnel.sending() else { return };
+        // The stream that fills the batch, and its segments in it.
+        let mut run: (usize, u64) = (0, 0);
         while let Some(&index) = peer.ready.front() {
             let stream = &mut self.streams[index];
             let Some(plan) = stream.plan(max_payload, now) else {
@@ -203,6 +205,16 @@ impl Core {
             let header = stream.emit(plan, &mut packet[HEADER_LEN..], now);
             header.write(packet);
             session.seal(local, frame);
+            if plan.len > 0 {
+                if run.0 != index && run.1 > 0 {
+                    self.streams[run.0].note_batch(run.1);
+                    run.1 = 0;
+                }
+                run = (index, run.1 + 1);
+            }
+        }
+        if run.1 > 0 {
+            self.streams[run.0].note_batch(run.1);
         }
         // The next batch starts with another stream.
         if peer.ready.len() > 1 {

@@ -170,6 +170,11 @@ impl Timers {
         self.last_heard = now;
     }
 
+    /// The retransmission timer has fired since the last progress.
+    pub(super) fn timed_out(&self) -> bool {
+        self.timeouts > 0
+    }
+
     /// New data was acknowledged.
     pub(super) fn progress(&mut self, now: Time) {
         self.last_progress = now;
@@ -231,7 +236,7 @@ impl Stream {
 
     /// RFC 8985, section 7.2: only outside recovery, and once per flight.
     fn arm_tail_probe(&mut self) {
-        let wanted = self.recovery.is_none()
+        let wanted = !self.recovery.active()
             && self.send.in_flight() > 0
             && !self.send.has_lost()
             && self.rtt.backoff() == 0
@@ -265,6 +270,7 @@ impl Stream {
                     self.send.reordering_deadline(),
                     self.recv.ack_deadline(),
                     t.persist_at,
+                    self.paced_until(),
                     flush,
                     t.gap_until,
                     orphan,
@@ -356,8 +362,8 @@ impl Stream {
         }
         if due(self.send.reordering_deadline()) {
             let in_flight = self.send.in_flight();
-            if self.send.detect_losses(&self.rtt, now) > 0 {
-                self.enter_recovery(in_flight, self.segment_guess(), now);
+            if self.send.detect_losses(&self.rtt, self.recovery.active(), now) > 0 {
+                self.enter_recovery(in_flight, now);
             }
         }
         if due(self.timers.small_since.map(|at| at + NAGLE_FLUSH)) {
@@ -390,16 +396,8 @@ impl Stream {
             self.abort(CloseReason::Unresponsive);
             return;
         }
-        let in_flight = self.send.in_flight();
-        if self.timers.timeouts == 0 {
-            // One reaction per episode; later timeouts only back off.
-            self.congestion.on_timeout(in_flight, self.segment_guess(), now);
-        }
+        self.time_out(now);
         self.timers.timeouts += 1;
-        self.recovery = Some(self.send.next());
-        self.timeout_recovery = true;
-        self.send.lose_all();
-        self.rtt.back_off();
         alarm.silent = self.timers.timeouts >= SUSPECT_TIMEOUTS;
         alarm.black_hole = alarm.silent && self.send.segments() > 0;
         if self.fin == Fin::Sent && self.send.all_acked() {
