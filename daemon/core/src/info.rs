@@ -80,6 +80,29 @@ pub struct StreamInfo {
     pub sack_sent: u64,
     /// Duplicate acknowledgements received.
     pub dup_acks: u64,
+    /// Bytes of UDP payload in use on the path to the peer; zero while there is
+    /// none.
+    pub path_mtu: usize,
+    /// Payload bytes of a full segment; zero before it is known.
+    pub mss: usize,
+    /// Name of the congestion controller: `cubic`, `newreno` or `bbr`.
+    pub congestion: &'static str,
+    /// Payload bytes that arrived per second, as acknowledgements show it; zero
+    /// before the first sample.
+    pub delivery_rate: u64,
+    /// Payload bytes sent per second at most; zero when sending is not paced.
+    pub pacing_rate: u64,
+    /// Shortest round-trip time measured; zero before the first sample.
+    pub min_rtt: Duration,
+    /// Retransmission timeout now, with back-off.
+    pub rto: Duration,
+    /// Retransmission timeouts.
+    pub timeouts: u64,
+    /// Retransmissions that turned out to be needless and were undone.
+    pub spurious: u64,
+    /// Segments per batch handed to the socket, on average; zero before the
+    /// first.
+    pub gso_batch: f64,
 }
 
 impl StreamInfo {
@@ -114,6 +137,16 @@ impl StreamInfo {
             sack_recv: 0,
             sack_sent: 0,
             dup_acks: 0,
+            path_mtu: 0,
+            mss: 0,
+            congestion: "cubic",
+            delivery_rate: 0,
+            pacing_rate: 0,
+            min_rtt: Duration::ZERO,
+            rto: Duration::ZERO,
+            timeouts: 0,
+            spurious: 0,
+            gso_batch: 0.0,
         }
     }
 
