@@ -106,12 +106,8 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
-    pub(crate) fn new(
-        id: StreamId,
-        local_port: u16,
-        remote: SocketAddress,
-        state: &'static str,
-    ) -> Self {
+    /// A stream of which nothing is known or counted yet.
+    pub fn new(id: StreamId, local_port: u16, remote: SocketAddress, state: &'static str) -> Self {
         Self {
             id,
             local_port,
