@@ -167,7 +167,6 @@ mod tests {
         let mut s = StreamInfo::new(StreamId(u32::MAX), 65_535, remote, "ESTABLISHED");
         for bytes in [
             &mut s.cong_win,
-            &mut s.ssthresh,
             &mut s.in_flight,
             &mut s.peer_recv_win,
             &mut s.recv_win,
@@ -198,6 +197,8 @@ mod tests {
         for time in [&mut s.srtt, &mut s.rttvar, &mut s.min_rtt, &mut s.rto] {
             *time = Duration::from_millis(9_999);
         }
+        // Before the first loss.
+        s.ssthresh = usize::MAX;
         s.congestion = "newreno";
         s.gso_batch = 12.345;
         s

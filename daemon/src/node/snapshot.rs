@@ -1,6 +1,7 @@
 //! What the loop tells a scraper of metrics: totals, and the details of a
 //! bounded number of streams. It knows no format.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -63,15 +64,7 @@ pub(super) fn snapshot(
     most: usize,
 ) -> Snapshot {
     let peers = core.peers();
-    let mut streams = core.streams();
-    let totals = StreamTotals::of(&streams);
-    if streams.len() > most {
-        streams.select_nth_unstable_by_key(most, |s| {
-            (std::cmp::Reverse(s.bytes_sent.saturating_add(s.bytes_recv)), s.id.0)
-        });
-        streams.truncate(most);
-    }
-    streams.sort_unstable_by_key(|s| s.id.0);
+    let streams = core.streams();
     Snapshot {
         uptime,
         registry_up,
@@ -85,9 +78,20 @@ pub(super) fn snapshot(
         datagrams_dropped: counters.datagrams_dropped,
         counters: core.counters().clone(),
         udp,
-        streams: totals,
-        busiest: streams,
+        streams: StreamTotals::of(&streams),
+        busiest: busiest(streams, most),
     }
+}
+
+fn busiest(mut streams: Vec<StreamInfo>, most: usize) -> Vec<StreamInfo> {
+    if streams.len() > most {
+        streams.select_nth_unstable_by_key(most, |s| {
+            (Reverse(s.bytes_sent.saturating_add(s.bytes_recv)), s.id.0)
+        });
+        streams.truncate(most);
+    }
+    streams.sort_unstable_by_key(|s| s.id.0);
+    streams
 }
 
 impl StreamTotals {
@@ -106,5 +110,49 @@ impl StreamTotals {
         let rank = |percent: usize| times[(times.len() * percent).div_ceil(100) - 1];
         totals.srtt = (!times.is_empty()).then(|| [50, 90, 99, 100].map(rank));
         totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pilot_core::StreamId;
+    use pilot_wire::{Address, NodeId};
+
+    use super::*;
+
+    fn streams(count: u32) -> Vec<StreamInfo> {
+        let remote = Address::backbone(NodeId(2)).port(7);
+        let stream = |n: u32| {
+            let state = if n % 2 == 0 { "ESTABLISHED" } else { "TIME_WAIT" };
+            let mut s = StreamInfo::new(StreamId(n), 1, remote, state);
+            // In no order, all different.
+            s.bytes_sent = u64::from(n * 37 % 101);
+            s.srtt = Duration::from_millis(u64::from(n * 37 % 101));
+            s.in_flight = 10;
+            s
+        };
+        (0..count).map(stream).collect()
+    }
+
+    #[test]
+    fn the_busiest_are_kept_in_the_order_of_their_numbers() {
+        let kept = busiest(streams(101), 10);
+        assert!(kept.is_sorted_by_key(|s| s.id.0));
+        let mut bytes: Vec<u64> = kept.iter().map(|s| s.bytes_sent).collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (91..=100).collect::<Vec<_>>());
+        assert_eq!(busiest(streams(3), 10).len(), 3);
+        assert!(busiest(streams(3), 0).is_empty());
+    }
+
+    #[test]
+    fn sums_are_of_all() {
+        let totals = StreamTotals::of(&streams(101));
+        assert_eq!(totals.states, BTreeMap::from([("ESTABLISHED", 51), ("TIME_WAIT", 50)]));
+        assert_eq!(totals.in_flight, 1010);
+        // Of 1 to 100 ms; the stream with 0 has none yet.
+        assert_eq!(totals.srtt, Some([50, 90, 99, 100].map(Duration::from_millis)));
+        assert_eq!(StreamTotals::of(&streams(1)).srtt, None);
+        assert_eq!(StreamTotals::of(&[]), StreamTotals::default());
     }
 }
