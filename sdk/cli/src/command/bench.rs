@@ -23,6 +23,7 @@ use crate::spec::{Flag, Spec};
 
 use live::Live;
 use plot::Plot;
+use samples::Sample;
 use transfer::{Amount, Progress, Times};
 use watch::Watch;
 
@@ -85,7 +86,7 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
         "retransmits": last.retransmits,
         "srtt_us": last.srtt_us,
         "min_rtt_us": watch.min_rtt_us(),
-        "samples": watch.samples().iter().map(samples::Sample::to_json).collect::<Vec<_>>(),
+        "samples": watch.samples().iter().copied().map(Sample::to_json).collect::<Vec<_>>(),
     });
     let mut fields = summary(&times, &progress, &watch);
     if let Some(file) = file {
@@ -131,7 +132,7 @@ async fn measure(
     };
     // Before the stream goes, and with it what the daemon tells of it.
     watch.finish(progress).await;
-    live.end();
+    live.end(watch.last(), watch.path());
     result.ok()
 }
 

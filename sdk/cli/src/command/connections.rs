@@ -21,6 +21,8 @@ pub(crate) const SPEC: Spec = Spec {
 
 /// Columns that a terminal needs for the wide table.
 const WIDE: u16 = 160;
+/// A slow-start threshold above this is none yet.
+const NO_THRESHOLD: u64 = 1 << 48;
 
 async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     let wanted: Option<u32> = args.get(0).map(|text| number("conn_id", text)).transpose()?;
@@ -74,7 +76,7 @@ pub(super) fn table(cx: &Cx, list: &[ConnectionInfo]) -> String {
                     c.timeouts.to_string(),
                     bytes(c.cong_win),
                     bytes(c.in_flight),
-                    or_dash(&if c.path_mtu > 0 { c.path_mtu.to_string() } else { String::new() }),
+                    if c.path_mtu > 0 { c.path_mtu.to_string() } else { "-".to_owned() },
                     or_dash(&c.congestion),
                     rate(c.delivery_rate),
                 ]);
@@ -86,49 +88,42 @@ pub(super) fn table(cx: &Cx, list: &[ConnectionInfo]) -> String {
 }
 
 /// Every figure of one connection, by what it is about; what this version does
-/// not know comes last, as it is.
+/// not know comes last, as it is. Figures that are zero until they are known
+/// are `-` until then.
 fn details(cx: &Cx, c: &ConnectionInfo) -> String {
+    let moved = |n: u64, segments: u64| format!("{} ({n} bytes) in {segments} segments", bytes(n));
+    let known = |n: u64, text: String| if n > 0 { text } else { "-".to_owned() };
+    let slow_start = if c.ssthresh > NO_THRESHOLD {
+        "no loss so far".to_owned()
+    } else {
+        format!("slow start below {}", bytes(c.ssthresh))
+    };
     let mut fields = vec![
         ("connection", c.id.to_string()),
         ("state", c.state.clone()),
         ("local port", c.local_port.to_string()),
         ("remote", format!("{}:{}", printable_line(&c.remote_addr), c.remote_port)),
-        (
-            "sent",
-            format!("{} ({} bytes) in {} segments", bytes(c.bytes_sent), c.bytes_sent, c.segs_sent),
-        ),
-        (
-            "received",
-            format!("{} ({} bytes) in {} segments", bytes(c.bytes_recv), c.bytes_recv, c.segs_recv),
-        ),
+        ("sent", moved(c.bytes_sent, c.segs_sent)),
+        ("received", moved(c.bytes_recv, c.segs_recv)),
         ("congestion", or_dash(&c.congestion)),
-        ("window", format!("{}, slow start below {}", bytes(c.cong_win), bytes(c.ssthresh))),
+        ("window", format!("{}, {slow_start}", bytes(c.cong_win))),
         ("in flight", format!("{} in {} segments", bytes(c.in_flight), c.unacked)),
         ("delivery rate", rate(c.delivery_rate)),
-        (
-            "pacing rate",
-            if c.pacing_rate > 0 { rate(c.pacing_rate) } else { "not paced".to_owned() },
-        ),
-        (
-            "round trip",
-            format!("{}, varies by {} ms, shortest {}", rtt(c), c.rttvar_ms, micros(c.min_rtt_us)),
-        ),
-        ("timeout", format!("{} ms", c.rto_ms)),
-        ("path MTU", format!("{} bytes, {} of payload a segment", c.path_mtu, c.mss)),
-        ("batches", format!("{:.1} segments on average", c.gso_batch)),
-        (
-            "retransmitted",
-            format!(
-                "{} segments, {} of them needlessly; {} loss episodes, {} timeouts",
-                c.retransmits, c.spurious, c.fast_retx, c.timeouts
-            ),
-        ),
+        ("pacing rate", rate(c.pacing_rate)),
+        ("round trip", format!("{}, varies by {} ms", rtt(c), c.rttvar_ms)),
+        ("shortest", known(c.min_rtt_us, microseconds(c.min_rtt_us))),
+        ("timeout", known(c.rto_ms, format!("{} ms", c.rto_ms))),
+        ("path MTU", known(c.path_mtu, format!("{} bytes", c.path_mtu))),
+        ("segment", known(c.mss, format!("{} bytes of payload", c.mss))),
+        ("batch", known(c.segs_sent, format!("{:.1} segments on average", c.gso_batch))),
+        ("retransmitted", format!("{} segments, {} needlessly", c.retransmits, c.spurious)),
+        ("losses", format!("{} found without a timeout, {} timeouts", c.fast_retx, c.timeouts)),
         ("recovering", if c.in_recovery { "yes" } else { "no" }.to_owned()),
         ("SACK blocks", format!("{} received, {} sent", c.sack_recv, c.sack_sent)),
         ("duplicate ACKs", c.dup_acks.to_string()),
         ("out of order", format!("{} pieces held", c.ooo_buf)),
         ("peer takes", format!("{} more", bytes(c.peer_recv_win))),
-        ("this side takes", format!("{} more", bytes(c.recv_win))),
+        ("we take", format!("{} more", bytes(c.recv_win))),
     ];
     fields.extend(
         c.extra.iter().map(|(key, value)| (key.as_str(), printable_line(&value.to_string()))),
@@ -139,10 +134,6 @@ fn details(cx: &Cx, c: &ConnectionInfo) -> String {
 /// The smoothed round-trip time, as exactly as the daemon tells it.
 fn rtt(c: &ConnectionInfo) -> String {
     if c.srtt_us > 0 { microseconds(c.srtt_us) } else { format!("{} ms", c.srtt_ms) }
-}
-
-fn micros(us: u64) -> String {
-    if us > 0 { microseconds(us) } else { "-".to_owned() }
 }
 
 fn rate(bytes_per_second: u64) -> String {

@@ -54,8 +54,11 @@ impl Live {
         self.last = *sample;
     }
 
-    /// Takes away what moves; the rows stay.
-    pub(super) fn end(&self) {
+    /// Ends with the row of what is left, and takes away what moves.
+    pub(super) fn end(&self, sample: &Sample, path: &PathFacts) {
+        if sample.t_ms > self.row.t_ms {
+            self.bar.println(line(&self.row, sample, path));
+        }
         self.bar.finish_and_clear();
     }
 }

@@ -8,11 +8,11 @@ use super::samples::{Sample, rates};
 
 /// Of the picture, in its own units.
 const WIDTH: f64 = 800.0;
-const HEIGHT: f64 = 690.0;
+const HEIGHT: f64 = 692.0;
 /// Of the panels.
 const LEFT: f64 = 80.0;
 const RIGHT: f64 = 24.0;
-const TOP: f64 = 74.0;
+const TOP: f64 = 98.0;
 const PANEL: f64 = 158.0;
 const GAP: f64 = 36.0;
 /// Ticks that an axis has about.
@@ -146,11 +146,12 @@ impl Plot<'_> {
             facts.push(format!("congestion control {}", self.congestion));
         }
         facts.extend(self.path_mtu.map(|mtu| format!("path MTU {mtu} bytes")));
-        facts.push(format!("{:.1} MB there and back", self.sent as f64 / 1e6));
+        text(&mut svg, "quiet", 20.0, 50.0, "start", &facts.join(" · "));
+        let mut facts = vec![format!("{:.1} MB there and back", self.sent as f64 / 1e6)];
         if let Some(retransmits) = self.samples.last().and_then(|s| s.retransmits) {
             facts.push(format!("{retransmits} segments retransmitted"));
         }
-        text(&mut svg, "quiet", 20.0, 50.0, "start", &facts.join(" · "));
+        text(&mut svg, "quiet", 20.0, 67.0, "start", &facts.join(" · "));
         svg
     }
 }
@@ -328,11 +329,12 @@ mod tests {
         }
         let texts = texts(&document);
         let title = "pilotctl bench a<b>&\"c\" \u{fffd}[2J";
-        let caption = "2026-11-20T12:10:31Z · congestion control cubic · path MTU 65507 bytes · \
-                       123.4 MB there and back · 3 segments retransmitted";
+        let caption = "2026-11-20T12:10:31Z · congestion control cubic · path MTU 65507 bytes";
+        let amounts = "123.4 MB there and back · 3 segments retransmitted";
         for expected in [
             title,
             caption,
+            amounts,
             "throughput (MB/s)",
             "congestion window (KiB)",
             "round-trip time (ms)",

@@ -11,7 +11,8 @@ pub(super) const MOST: usize = 512;
 pub(super) struct Sample {
     /// Milliseconds since the start.
     pub(super) t_ms: u64,
-    /// Bytes written so far.
+    /// Bytes sent so far: those that left the daemon where it tells, else those
+    /// written to it.
     pub(super) sent: u64,
     /// Bytes that came back so far.
     pub(super) received: u64,
@@ -24,7 +25,7 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    pub(super) fn to_json(&self) -> Value {
+    pub(super) fn to_json(self) -> Value {
         json!({
             "t_ms": self.t_ms,
             "sent": self.sent,

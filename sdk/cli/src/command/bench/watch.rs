@@ -72,6 +72,7 @@ impl Watch {
         let last = *self.samples.last();
         self.samples.amend(Sample {
             t_ms: end,
+            sent: progress.sent(),
             cwnd: last.cwnd.or(before.cwnd),
             srtt_us: last.srtt_us.or(before.srtt_us),
             retransmits: last.retransmits.or(before.retransmits),
@@ -90,6 +91,9 @@ impl Watch {
         if let Some(c) = connection {
             // A published daemon tells milliseconds.
             let srtt = if c.srtt_us > 0 { c.srtt_us } else { (c.srtt_ms * 1e3) as u64 };
+            // What was written leaves the daemon in its own time; what was sent
+            // again is in its count, so that it may be more.
+            sample.sent = sample.sent.min(c.bytes_sent);
             sample.cwnd = Some(c.cong_win);
             sample.srtt_us = (srtt > 0).then_some(srtt);
             sample.retransmits = Some(c.retransmits);
@@ -99,6 +103,8 @@ impl Watch {
                 self.path.congestion = c.congestion;
             }
         }
+        // An answer that is missing must not make it fall later.
+        sample.sent = sample.sent.max(self.samples.last().sent);
         self.samples.push(sample);
     }
 
