@@ -123,7 +123,7 @@ mod tests {
     fn streams(count: u32) -> Vec<StreamInfo> {
         let remote = Address::backbone(NodeId(2)).port(7);
         let stream = |n: u32| {
-            let state = if n % 2 == 0 { "ESTABLISHED" } else { "TIME_WAIT" };
+            let state = if n.is_multiple_of(2) { "ESTABLISHED" } else { "TIME_WAIT" };
             let mut s = StreamInfo::new(StreamId(n), 1, remote, state);
             // In no order, all different.
             s.bytes_sent = u64::from(n * 37 % 101);
