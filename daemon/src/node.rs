@@ -16,6 +16,7 @@ mod info;
 mod plane;
 pub(crate) mod ready;
 mod requests;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -25,4 +26,5 @@ pub(crate) use handle::Order;
 pub use handle::{DialFailure, NodeHandle, NodeInbox, channel};
 pub use info::NodeFacts;
 pub use plane::{Answer, ControlPlane, Plane, Refused, Request};
+pub use snapshot::{Snapshot, StreamTotals};
 pub use turn::{NodeParts, run};

@@ -570,10 +570,9 @@ impl Core {
     pub fn streams(&self) -> Vec<StreamInfo> {
         let info = |s: &Stream| {
             let mut info = StreamInfo::new(s.id, s.local.port, s.remote, s.state_name());
+            let peer = self.peer_slots.get(&s.remote.address.node);
+            info.path_mtu = peer.map_or(0, |&slot| self.peers[slot].path.mtu.current());
             s.describe(&mut info);
-            if let Some(&peer) = self.peer_slots.get(&s.remote.address.node) {
-                info.path_mtu = self.peers[peer].path.mtu.current();
-            }
             info
         };
         self.streams.iter().map(|(_, s)| info(s)).collect()

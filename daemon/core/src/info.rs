@@ -80,37 +80,34 @@ pub struct StreamInfo {
     pub sack_sent: u64,
     /// Duplicate acknowledgements received.
     pub dup_acks: u64,
+    /// Bytes of UDP payload in use on the path to the peer; zero while there is
+    /// none.
+    pub path_mtu: usize,
+    /// Payload bytes of a full segment; zero before it is known.
+    pub mss: usize,
+    /// Name of the congestion controller: `cubic`, `newreno` or `bbr`.
+    pub congestion: &'static str,
+    /// Payload bytes that arrived per second, as acknowledgements show it; zero
+    /// before the first sample.
+    pub delivery_rate: u64,
+    /// Payload bytes sent per second at most; zero when sending is not paced.
+    pub pacing_rate: u64,
+    /// Shortest round-trip time measured; zero before the first sample.
+    pub min_rtt: Duration,
+    /// Retransmission timeout now, with back-off.
+    pub rto: Duration,
     /// Retransmission timeouts.
     pub timeouts: u64,
-    /// Loss episodes that turned out to have been none.
+    /// Retransmissions that turned out to be needless and were undone.
     pub spurious: u64,
-    /// Largest UDP payload in use on the path to the peer, in bytes; 0 when it
-    /// has no tunnel.
-    pub path_mtu: usize,
-    /// Payload bytes of a full segment; 0 before the first.
-    pub mss: usize,
-    /// Name of the congestion controller.
-    pub congestion: &'static str,
-    /// Bytes per second that the path was last measured to deliver.
-    pub delivery_rate: u64,
-    /// Bytes per second at which segments leave; 0 when they are not paced.
-    pub pacing_rate: u64,
-    /// Least round-trip time; zero before the first sample.
-    pub min_rtt: Duration,
-    /// Retransmission timeout, back-off included.
-    pub rto: Duration,
-    /// Segments that left together in one batch, on average; 0 before the
+    /// Segments per batch handed to the socket, on average; zero before the
     /// first.
     pub gso_batch: f64,
 }
 
 impl StreamInfo {
-    pub(crate) fn new(
-        id: StreamId,
-        local_port: u16,
-        remote: SocketAddress,
-        state: &'static str,
-    ) -> Self {
+    /// A stream of which nothing is known or counted yet.
+    pub fn new(id: StreamId, local_port: u16, remote: SocketAddress, state: &'static str) -> Self {
         Self {
             id,
             local_port,
@@ -136,15 +133,15 @@ impl StreamInfo {
             sack_recv: 0,
             sack_sent: 0,
             dup_acks: 0,
-            timeouts: 0,
-            spurious: 0,
             path_mtu: 0,
             mss: 0,
-            congestion: "",
+            congestion: "cubic",
             delivery_rate: 0,
             pacing_rate: 0,
             min_rtt: Duration::ZERO,
             rto: Duration::ZERO,
+            timeouts: 0,
+            spurious: 0,
             gso_batch: 0.0,
         }
     }

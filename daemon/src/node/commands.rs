@@ -335,7 +335,7 @@ impl Hub {
     fn info(&mut self, client: &mut Client, tag: Option<u32>) {
         let uptime = self.started.elapsed().as_secs();
         let facts = self.plane.facts();
-        let mut value = info::info(&self.core, &facts, uptime, &self.counters, self.udp_counters);
+        let mut value = info::info(&self.core, &facts, uptime, &self.counters, &self.udp);
         let mut text = value.to_string();
         if text.len() > MAX_JSON {
             // The lists are what grows; their counts stay.

@@ -6,6 +6,7 @@ use pilot_core::Permission;
 use pilot_wire::{NodeId, SocketAddress};
 use tokio::sync::{mpsc, oneshot};
 
+use super::snapshot::Snapshot;
 use crate::control::ControlEvent;
 use crate::service::LocalStream;
 
@@ -32,6 +33,7 @@ pub(crate) enum Order {
     Permission { node: NodeId, permission: Permission },
     Forget { node: NodeId },
     Control(ControlEvent),
+    Snapshot { streams: usize, answer: oneshot::Sender<Snapshot> },
     Shutdown { deadline: Duration, done: oneshot::Sender<()> },
 }
 
@@ -78,6 +80,14 @@ impl NodeHandle {
     /// Tells the loop what the control plane found out.
     pub async fn control(&self, event: ControlEvent) {
         self.send(Order::Control(event)).await;
+    }
+
+    /// The node as it is now, with the details of at most `streams` streams;
+    /// `None` once the loop has ended.
+    pub async fn snapshot(&self, streams: usize) -> Option<Snapshot> {
+        let (answer, taken) = oneshot::channel();
+        self.send(Order::Snapshot { streams, answer }).await;
+        taken.await.ok()
     }
 
     /// Ends every stream after its data and then the loop; returns when the

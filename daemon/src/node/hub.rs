@@ -16,7 +16,7 @@ use super::plane::{Plane, Refused};
 use super::ready::{Notifier, ReadyList, Token};
 use crate::ipc::client::{Client, DATA_BOUND, Tag};
 use crate::service::{LocalStream, Outgoing, Service, StreamShared};
-use crate::udp::UdpCounters;
+use crate::udp::UdpStatus;
 
 /// Bytes of one connection passed on before it is the next one's turn.
 const PASS: usize = 256 << 10;
@@ -59,7 +59,7 @@ pub(crate) struct Hub {
     pub(crate) ended: Ended,
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) counters: LoopCounters,
-    pub(crate) udp_counters: UdpCounters,
+    pub(crate) udp: UdpStatus,
     pub(crate) started: Instant,
     /// New dials and binds are refused.
     pub(crate) ending: bool,
@@ -87,7 +87,7 @@ impl Hub {
             ended: Ended::default(),
             ready: Arc::default(),
             counters: LoopCounters::default(),
-            udp_counters: UdpCounters::default(),
+            udp: UdpStatus::default(),
             started: Instant::now(),
             ending: false,
             notices: Vec::new(),
