@@ -6,6 +6,7 @@
 //! other projects' transports, and runs the rows of [`peers`].
 
 mod client;
+mod cost;
 mod loss;
 mod peers;
 mod registry_load;

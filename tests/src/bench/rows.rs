@@ -64,6 +64,9 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
         connections(plan, report, &pair)?;
     }
     super::loss::run(plan, report).await?;
+    if plan.wants(&super::cost::ROWS) {
+        super::cost::run(plan, report)?;
+    }
     if plan.wants(&["conn.idle_bytes"]) {
         idle_connections(plan, report).await?;
     }
