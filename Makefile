@@ -1,5 +1,5 @@
 # Thin on purpose: every target is one or two commands that can be typed by hand.
-.PHONY: demo test bench bench-peers fuzz doc
+.PHONY: demo test bench bench-peers plots fuzz doc
 
 demo:
 	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon -p pilotctl -p pilot-examples
@@ -18,6 +18,9 @@ bench:
 bench-peers:
 	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon
 	cargo run --release --manifest-path tests/peers/Cargo.toml --target-dir target
+
+plots:
+	cargo run --locked --release --quiet -p pilot-tests --bin plot
 
 fuzz:
 	cargo run --locked --release -p pilot-tests --bin fuzz -- --seconds 10

@@ -21,8 +21,8 @@ use anyhow::{Result, bail, ensure};
 use report::Report;
 pub(crate) use report::target_dir;
 use rows::Plan;
+use transport::Others;
 pub use transport::{Answer, Dial, Io, Listen, Stream, Transport};
-use transport::{Others, other};
 
 /// What the command line asks for.
 const USAGE: &str = "usage: bench [--quick] [--only ROW[,ROW...]]
@@ -85,18 +85,8 @@ fn program(args: &[String], others: Others<'_>) -> Result<()> {
 
 /// Runs as one application of a workload.
 fn role(args: &[&str], others: Others<'_>) -> Result<()> {
-    let one_thread = match args {
-        [_, name, ..] if others.iter().any(|t| t.name() == *name) => {
-            other(others, name)?.one_thread()
-        }
-        _ => true,
-    };
-    let mut runtime = if one_thread {
-        tokio::runtime::Builder::new_current_thread()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-    };
-    runtime.enable_all().build()?.block_on(async {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
         match args {
             ["serve", rest @ ..] => server::run(rest, others).await,
             ["client", rest @ ..] => client::run(rest, others).await,

@@ -22,10 +22,6 @@ impl Transport for Iroh {
         "iroh"
     }
 
-    fn one_thread(&self) -> bool {
-        true
-    }
-
     fn listen(&self) -> Answer<'_, (Box<dyn Listen>, String)> {
         Box::pin(async {
             let endpoint = endpoint().await?;

@@ -30,10 +30,6 @@ impl Transport for Quinn {
         "quinn"
     }
 
-    fn one_thread(&self) -> bool {
-        true
-    }
-
     fn listen(&self) -> Answer<'_, (Box<dyn Listen>, String)> {
         Box::pin(async {
             let own = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;

@@ -27,10 +27,6 @@ pub trait Transport: Send + Sync {
     /// One word, the first of a place.
     fn name(&self) -> &'static str;
 
-    /// Whether the programs run on one thread, like Pilot's applications, or on
-    /// one for each core: whatever this transport is faster with.
-    fn one_thread(&self) -> bool;
-
     /// Listens on a free port of the loopback address. The word that says where:
     /// `ADDRESS:PORT`, a slash, and what else a client has to know.
     fn listen(&self) -> Answer<'_, (Box<dyn Listen>, String)>;
@@ -187,7 +183,7 @@ impl Connector {
 pub(super) type Others<'a> = &'a [&'a dyn Transport];
 
 /// The transport of a name.
-pub(super) fn other<'a>(others: Others<'a>, name: &str) -> Result<&'a dyn Transport> {
+fn other<'a>(others: Others<'a>, name: &str) -> Result<&'a dyn Transport> {
     let found = others.iter().find(|t| t.name() == name);
     found.copied().with_context(|| format!("no transport is called {name}"))
 }
