@@ -49,6 +49,9 @@ pub(super) struct Timers {
 
     pub(super) syn_due: bool,
     pub(super) syn_ack_due: bool,
+    /// When the only SYN-ACK so far was sent, until it is answered.
+    syn_ack_at: Option<Time>,
+    syn_acks: u32,
     pub(super) probe_due: bool,
     pub(super) tail_probe_due: bool,
     syns: usize,
@@ -92,6 +95,8 @@ impl Timers {
             orphan: config.time_wait,
             syn_due: false,
             syn_ack_due: false,
+            syn_ack_at: None,
+            syn_acks: 0,
             probe_due: false,
             tail_probe_due: false,
             syns: 0,
@@ -164,6 +169,21 @@ impl Timers {
         self.dial_until = None;
         self.heard(now);
         self.last_progress = now;
+    }
+
+    /// A SYN-ACK leaves now.
+    pub(super) fn syn_ack_sent(&mut self, now: Time) {
+        self.syn_ack_due = false;
+        self.syn_acks += 1;
+        self.syn_ack_at = (self.syn_acks == 1).then_some(now);
+    }
+
+    /// The first packet after the SYN: the side that accepts measures a round
+    /// trip as well, which its window needs before it ever sends.
+    pub(super) fn answered(&mut self, rtt: &mut Rtt, now: Time) {
+        if let Some(sent) = self.syn_ack_at.take() {
+            rtt.sample(now.since(sent));
+        }
     }
 
     pub(super) fn heard(&mut self, now: Time) {

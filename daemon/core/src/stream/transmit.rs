@@ -243,7 +243,7 @@ impl Stream {
             self.timers.syn_sent(now);
         } else {
             header.flags = Flags::SYN | Flags::ACK;
-            self.timers.syn_ack_due = false;
+            self.timers.syn_ack_sent(now);
             self.acknowledge_in(header);
         }
         let mut options = Vec::with_capacity(MAX_ENCODED_LEN);
