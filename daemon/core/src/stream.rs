@@ -35,6 +35,7 @@ use recovery::Recovery;
 use recv::RecvSide;
 use rtt::Rtt;
 use send::SendSide;
+pub(crate) use transmit::Rooms;
 
 use crate::config::{Config, CongestionControl};
 use crate::event::{CloseReason, DialFailure, Event, Read, StreamId};
@@ -293,6 +294,7 @@ impl Stream {
             stream_ack: true,
             half_close: true,
             byte_window: true,
+            compact: true,
         }
     }
 

@@ -7,6 +7,7 @@ use pilot_wire::sack::{Blocks, MAX_BLOCKS, MAX_PUBLISHED_BLOCKS, looks_like_list
 use super::send::Span;
 use super::{Fin, PUBLISHED_SEGMENT, State, Stream, seq_after};
 use crate::time::Time;
+use crate::tunnel::Shape;
 
 /// Smallest segment size that a peer may ask for.
 const MIN_SEGMENT: usize = 536;
@@ -35,7 +36,33 @@ pub(crate) struct Plan {
     pub(crate) len: usize,
 }
 
+/// Largest payloads of stream packets on a path, by form of frame, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rooms {
+    pub(crate) published: usize,
+    pub(crate) compact: usize,
+}
+
 impl Stream {
+    fn compact(&self) -> bool {
+        self.ours.is_some_and(|o| o.compact)
+    }
+
+    /// What of `rooms` is this stream's.
+    pub(crate) fn room(&self, rooms: Rooms) -> usize {
+        if self.compact() { rooms.compact } else { rooms.published }
+    }
+
+    /// The form of frame for a packet. What opens and ends a stream comes as
+    /// published: the peer may not know yet, or no more, what we agreed on.
+    pub(crate) fn shape(&self, plan: &Plan) -> Shape {
+        match plan.kind {
+            Kind::Syn | Kind::SynAck | Kind::Reset => Shape::Published,
+            _ if self.compact() => Shape::Compact,
+            _ => Shape::Published,
+        }
+    }
+
     /// The next packet to send, if any. `max_payload` is what the path takes.
     pub(crate) fn plan(&self, max_payload: usize, now: Time) -> Option<Plan> {
         let plan = |kind, len| Some(Plan { kind, len });
