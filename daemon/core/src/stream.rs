@@ -45,6 +45,9 @@ use crate::time::Time;
 const WINDOW_UNIT: u64 = 4096;
 /// Largest segment a published peer is sent.
 const PUBLISHED_SEGMENT: usize = 4096;
+/// Payload that every path carries in one segment: 1,280 bytes of IPv6 less the
+/// headers of IP, UDP, tunnel and packet.
+const BASE_SEGMENT: usize = 1152;
 /// How far into a stream a number from before its start can be told from one
 /// that has wrapped.
 const START_KNOWN: u64 = 1 << 30;
@@ -507,9 +510,10 @@ impl Stream {
         }
     }
 
-    /// A guess of the segment size in use, for congestion control.
+    /// The segment size that congestion control counts in. A stream of small
+    /// writes is not held to their size: every path takes more.
     fn segment_guess(&self) -> usize {
-        self.timers.last_segment.max(1)
+        self.timers.last_segment.max(BASE_SEGMENT)
     }
 
     // ---- what the application is told ------------------------------------
