@@ -73,6 +73,8 @@ impl Core {
         while let Some(slot) = self.dirty.pop() {
             let stream = &mut self.streams[slot];
             stream.dirty = false;
+            let (before, held) = stream.charge();
+            self.memory.change(before, held);
             stream.take_events(&mut self.events);
             stream.watch_window(now);
             let deadline = stream.deadline().map(|at| at.max(now + TIMER_STEP));
@@ -91,6 +93,13 @@ impl Core {
                 None => self.remove_if_over(slot, now),
             }
         }
+    }
+
+    /// Brings the account of a stream's buffers up to date.
+    pub(crate) fn settle_memory(&mut self, slot: usize) {
+        let stream = &mut self.streams[slot];
+        let (before, held) = stream.charge();
+        self.memory.change(before, held);
     }
 
     /// Has the next drain send to a peer.
@@ -292,6 +301,7 @@ impl Core {
     fn forget_stream(&mut self, slot: usize) {
         self.dirty.retain(|s| *s != slot);
         let mut stream = self.streams.remove(slot);
+        self.memory.change(stream.charged(), 0);
         self.timers.cancel(Owner::Stream(slot), &mut stream.registered);
         self.stream_slots.remove(&stream.id);
         self.open_streams -= 1;
