@@ -17,9 +17,10 @@ use report::Report;
 use rows::Plan;
 
 /// What the command line asks for.
-const USAGE: &str = "usage: bench [--quick] [--only ROW[,ROW...]]
+const USAGE: &str = "usage: bench [--quick] [--only ROW[,ROW...]] [--set KEY=VALUE]
   --quick      smaller workloads, for a look; figures are not comparable
-  --only ROW   only the workloads that give these rows (prefix, e.g. stream.)";
+  --only ROW   only the workloads that give these rows (prefix, e.g. stream.)
+  --set K=V    a setting of the daemons, for a comparison";
 
 /// Runs the program.
 ///
@@ -38,6 +39,10 @@ pub fn main(args: &[String]) -> Result<()> {
             "--only" => match rest.next() {
                 Some(rows) => plan.only.extend(rows.split(',').map(str::to_owned)),
                 None => bail!("--only needs a row\n{USAGE}"),
+            },
+            "--set" => match rest.next().and_then(|pair| pair.split_once('=')) {
+                Some((key, value)) => plan.settings.push((key.to_owned(), value.to_owned())),
+                None => bail!("--set needs KEY=VALUE\n{USAGE}"),
             },
             "--help" | "-h" => {
                 println!("{USAGE}");

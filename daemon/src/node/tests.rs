@@ -161,6 +161,7 @@ impl TestNode {
                 Rc::new(DataExchange::new(folder.path(), DataExchangeLimits::default())),
             ],
             max_clients: 64,
+            max_lanes: 64,
         };
         tokio::task::spawn_local(run(parts));
         let address_event = ControlEvent::Registered { node: id, address: Address::backbone(id) };

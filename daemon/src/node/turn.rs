@@ -60,12 +60,14 @@ pub struct NodeParts {
     pub services: Vec<Rc<dyn Service>>,
     /// Clients served at once; one beyond it is disconnected at once.
     pub max_clients: usize,
+    /// Lanes of all clients; 0 for none.
+    pub max_lanes: usize,
 }
 
 /// Runs a node until [`super::NodeHandle::begin_shutdown`]. Must be polled
 /// inside a tokio `LocalSet`, since services run beside it on its thread.
 pub async fn run(parts: NodeParts) {
-    let (mut hub, answers) = Hub::new(parts.core, parts.plane, parts.send_buffer);
+    let (mut hub, answers) = Hub::new(parts.core, parts.plane, parts.send_buffer, parts.max_lanes);
     for service in parts.services {
         let port = service.port();
         match hub.core.listen(port) {
