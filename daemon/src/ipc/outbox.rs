@@ -192,7 +192,7 @@ fn poll_send_descriptor(
             let files = [file.as_fd()];
             control.push(SendAncillaryMessage::ScmRights(&files));
             let slices = [IoSlice::new(message)];
-            Ok(rustix::net::sendmsg(stream, &slices, &mut control, SendFlags::NOSIGNAL)?)
+            Ok(rustix::net::sendmsg(stream, &slices, &mut control, SendFlags::empty())?)
         });
         match sent {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}

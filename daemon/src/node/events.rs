@@ -78,7 +78,7 @@ impl Hub {
                 if !client.has(Features::CREDIT) || conn.over {
                     return;
                 }
-                if conn.lane.has_begun() {
+                if conn.lane.is_credit() {
                     if let Some(client) = clients.touch(owner) {
                         self.pass_up(client, id);
                     }

@@ -7,13 +7,17 @@
 //! of the peer's data is told after all of it is in the ring. The ring is the
 //! credit: what the core does not take stays there.
 
+mod pool;
+
 use std::sync::Arc;
 
+use bytes::Bytes;
 use pilot_core::{Core, Read, StreamId, Time};
 use pilot_lane::{Consumer, Direction, LaneFault, Memory, Producer};
 use pilot_wire::ipc::{ErrorCode, Event, Features};
 use tracing::{debug, warn};
 
+use self::pool::Pool;
 use super::conn::Conn;
 use super::hub::Hub;
 use crate::ipc::client::Client;
@@ -28,6 +32,8 @@ const PASS: usize = 512 << 10;
 /// Bytes per piece handed to the core. Larger ones would each be a mapping of
 /// their own for the allocator.
 const PIECE: usize = 64 << 10;
+/// A piece of at least this size lies in a buffer of the lane's pool.
+const POOLED: usize = PIECE / 2;
 /// What a client needs to have for a lane.
 const NEEDED: Features = Features(Features::LANE.0 | Features::CREDIT.0 | Features::HALF_CLOSE.0);
 /// What is told when a ring's indices cannot be.
@@ -50,9 +56,20 @@ pub(crate) enum Lane {
 pub(crate) struct OpenLane {
     up: Consumer,
     down: Producer,
-    /// What the client writes comes through here.
-    begun: bool,
+    pool: Arc<Pool>,
+    from: Source,
     _permit: Permit,
+}
+
+/// Where the client's bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// Still from the socket.
+    Socket,
+    /// From the ring.
+    Ring,
+    /// From nowhere: its writing side has ended.
+    Nowhere,
 }
 
 /// Counts for the daemon and for the client, until it is dropped.
@@ -87,8 +104,7 @@ impl Lanes {
             *moved = 0;
             return;
         }
-        let permit =
-            Permit { _all: self.taken.clone(), _client: Arc::clone(&client.lane_permits) };
+        let permit = Permit { _all: self.taken.clone(), _client: Arc::clone(&client.lane_permits) };
         conn.lane = Lane::Offered(permit);
         client.send(&Event::LaneOffer { connection: id });
     }
@@ -98,14 +114,14 @@ impl Lane {
     /// The lane, if the client's bytes come through it.
     fn begun(&mut self) -> Option<&mut OpenLane> {
         match self {
-            Self::Open(lane) if lane.begun => Some(lane),
+            Self::Open(lane) if lane.from == Source::Ring => Some(lane),
             _ => None,
         }
     }
 
-    /// Whether the ring is the client's credit.
-    pub(crate) fn has_begun(&self) -> bool {
-        matches!(self, Self::Open(lane) if lane.begun)
+    /// Whether the client needs no credit any more.
+    pub(crate) fn is_credit(&self) -> bool {
+        matches!(self, Self::Open(lane) if lane.from != Source::Socket)
     }
 
     /// Hands everything that the client has written to the core: at most a ring
@@ -114,10 +130,10 @@ impl Lane {
         let Some(lane) = self.begun() else { return };
         // Not more than one ring, even if a client goes on writing.
         for _ in 0..pilot_wire::ipc::lane::CAPACITY as usize / PIECE + 1 {
-            match lane.up.take(PIECE) {
+            match lane.next_piece(PIECE) {
                 Ok(data) if data.is_empty() => break,
                 Ok(data) => {
-                    if core.write(StreamId(id), data.into(), now).is_err() {
+                    if core.write(StreamId(id), data, now).is_err() {
                         break;
                     }
                 }
@@ -128,7 +144,7 @@ impl Lane {
                 }
             }
         }
-        lane.begun = false;
+        lane.from = Source::Nowhere;
     }
 }
 
@@ -141,6 +157,18 @@ struct Passed {
 }
 
 impl OpenLane {
+    /// What lies next in the ring, `max` bytes at most; empty when nothing does.
+    fn next_piece(&mut self, max: usize) -> Result<Bytes, LaneFault> {
+        let max = max.min(PIECE);
+        if self.up.available()?.min(max) < POOLED {
+            return Ok(self.up.take(max)?.into());
+        }
+        let mut buffer = self.pool.buffer();
+        buffer.reserve_exact(PIECE);
+        self.up.append(max, &mut buffer)?;
+        Ok(self.pool.lend(buffer))
+    }
+
     /// From the client to the core.
     fn pass_up(&mut self, core: &mut Core, id: u32, now: Time) -> Result<Passed, LaneFault> {
         let stream = StreamId(id);
@@ -154,7 +182,7 @@ impl OpenLane {
             if passed >= PASS {
                 break true;
             }
-            let data = self.up.take(room.min(PIECE))?;
+            let data = self.next_piece(room)?;
             if data.is_empty() {
                 if self.up.sleep()? {
                     break false;
@@ -162,7 +190,7 @@ impl OpenLane {
                 continue;
             }
             passed += data.len();
-            if core.write(stream, data.into(), now).is_err() {
+            if core.write(stream, data, now).is_err() {
                 break false;
             }
         };
@@ -233,7 +261,13 @@ impl Hub {
         };
         let up = Consumer::new(Arc::clone(&memory), Direction::Up);
         let down = Producer::new(memory, Direction::Down);
-        conn.lane = Lane::Open(Box::new(OpenLane { up, down, begun: false, _permit: permit }));
+        conn.lane = Lane::Open(Box::new(OpenLane {
+            up,
+            down,
+            pool: Arc::default(),
+            from: Source::Socket,
+            _permit: permit,
+        }));
         // The ring is the credit from here on.
         conn.receive_credit = u64::MAX;
         client.send_descriptor(&Event::Lane { connection: id, granted: true }, file);
@@ -244,8 +278,10 @@ impl Hub {
     /// What the client writes from here on is in the ring.
     pub(crate) fn lane_begin(&mut self, client: &mut Client, id: u32) {
         let Some(conn) = self.owned(client, id) else { return };
-        if let Lane::Open(lane) = &mut conn.lane {
-            lane.begun = true;
+        if let Lane::Open(lane) = &mut conn.lane
+            && lane.from == Source::Socket
+        {
+            lane.from = Source::Ring;
             self.pass_up(client, id);
         }
     }
@@ -274,7 +310,10 @@ impl Hub {
                     client.send(&Event::LaneKick { connection: id });
                 }
                 if passed.more {
-                    client.lanes.push(id);
+                    // At most as many as it has lanes.
+                    if !client.lanes.contains(&id) {
+                        client.lanes.push(id);
+                    }
                     client.notify();
                 }
             }

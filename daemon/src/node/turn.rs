@@ -1,5 +1,6 @@
 //! The turns of the loop.
 
+mod spin;
 mod wait;
 
 use std::pin::Pin;
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 use tracing::{debug, info, warn};
 
+use self::spin::Spin;
 use super::clients::Clients;
 use super::commands::Served;
 use super::conn::{Conn, Owner};
@@ -94,6 +96,7 @@ pub async fn run(parts: NodeParts) {
         max_clients: parts.max_clients,
         accept_again: None,
         ending: None,
+        spin: Spin::default(),
     };
     node.run().await;
 }
@@ -122,6 +125,7 @@ pub(super) struct Node {
     /// No client is accepted before.
     accept_again: Option<Instant>,
     pub(super) ending: Option<Ending>,
+    spin: Spin,
 }
 
 impl Node {
@@ -139,7 +143,7 @@ impl Node {
                 tokio::task::yield_now().await;
                 std::future::poll_fn(|cx| Poll::Ready(self.poll_accept(cx))).await;
             } else {
-                std::future::poll_fn(|cx| self.poll_wait(cx)).await;
+                self.wait().await;
             }
         }
         info!(streams = self.hub.core.open_streams(), "loop ended");
@@ -180,6 +184,7 @@ impl Node {
                 self.udp.receive(|from, data| core.handle(Input::Datagram { from, data }, now));
             let Some(n) = received else { return false };
             bytes += n;
+            self.spin.moved += n;
             if bytes >= RECEIVE_BYTES {
                 break;
             }
@@ -253,6 +258,7 @@ impl Node {
                     return false;
                 }
                 Output::Transmit(batch) => {
+                    self.spin.moved += batch.len;
                     if let Sent::Blocked(offset) = self.udp.send(batch, &self.buffer, 0) {
                         self.blocked = Some((batch, offset));
                         return false;

@@ -14,6 +14,13 @@ use tokio::net::UnixStream;
 /// Bytes per read: a descriptor is expected for a moment only.
 const ROOM: usize = 16 * 1024;
 
+/// A descriptor must not leak into programs that the application starts.
+#[cfg(target_os = "linux")]
+const FLAGS: RecvFlags = RecvFlags::CMSG_CLOEXEC;
+/// Nothing sends descriptors here.
+#[cfg(not(target_os = "linux"))]
+const FLAGS: RecvFlags = RecvFlags::empty();
+
 /// Reads once; descriptors are appended to `files`, of which there will be at
 /// most `most`. What is beyond is closed.
 pub(crate) async fn read(
@@ -30,8 +37,7 @@ pub(crate) async fn read(
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut slices = [IoSliceMut::new(&mut buffer[len..])];
-            let flags = RecvFlags::CMSG_CLOEXEC;
-            let got = rustix::net::recvmsg(socket, &mut slices, &mut control, flags)?;
+            let got = rustix::net::recvmsg(socket, &mut slices, &mut control, FLAGS)?;
             for message in control.drain() {
                 if let RecvAncillaryMessage::ScmRights(received) = message {
                     files.extend(received);

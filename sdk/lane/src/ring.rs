@@ -113,18 +113,27 @@ impl Consumer {
         Ok(first + second)
     }
 
-    /// At most `max` bytes, in a buffer of exactly their size.
+    /// At most `max` bytes, in a buffer of their own.
     ///
     /// # Errors
     /// When the other side's index cannot be.
     pub fn take(&mut self, max: usize) -> Result<Vec<u8>, LaneFault> {
+        let mut bytes = Vec::with_capacity(self.available()?.min(max));
+        self.append(max, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Appends at most `max` bytes to `bytes`.
+    ///
+    /// # Errors
+    /// When the other side's index cannot be.
+    pub fn append(&mut self, max: usize, bytes: &mut Vec<u8>) -> Result<(), LaneFault> {
         let (offset, first, second) = self.next(max)?;
         let ring = self.direction.ring();
-        let mut bytes = Vec::with_capacity(first + second);
-        self.memory.append_out(ring + offset, first, &mut bytes);
-        self.memory.append_out(ring, second, &mut bytes);
+        self.memory.append_out(ring + offset, first, bytes);
+        self.memory.append_out(ring, second, bytes);
         self.advance(first + second);
-        Ok(bytes)
+        Ok(())
     }
 
     /// Whether the producer has to be kicked, to be asked after reading. It
