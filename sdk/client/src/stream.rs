@@ -92,9 +92,7 @@ impl End {
             Owed::Credit(bytes) if link.grants.has(Features::CREDIT) => {
                 link.control(&Command::Credit { connection, bytes });
             }
-            Owed::Kick => {
-                link.control(&Command::LaneKick { connection });
-            }
+            Owed::Kick => link.kick(connection),
             Owed::Nothing | Owed::Credit(_) => {}
         }
     }
@@ -116,7 +114,7 @@ impl End {
         if let Some(written) = self.conn.poll_lane_write(cx, data, begin) {
             let (len, kick) = ready!(written)?;
             if kick {
-                link.control(&Command::LaneKick { connection });
+                link.kick(connection);
             }
             turn.made_progress();
             return Poll::Ready(Ok(len));
