@@ -45,7 +45,7 @@ pub(crate) enum Lane {
     /// Bytes moved through the socket so far.
     Counting(u32),
     /// The client may take one.
-    Offered(Permit),
+    Offered(Box<Permit>),
     /// There will be none.
     Refused,
     /// In use.
@@ -58,7 +58,7 @@ pub(crate) struct OpenLane {
     down: Producer,
     pool: Arc<Pool>,
     from: Source,
-    _permit: Permit,
+    _permit: Box<Permit>,
 }
 
 /// Where the client's bytes come from.
@@ -105,7 +105,7 @@ impl Lanes {
             return;
         }
         let permit = Permit { _all: self.taken.clone(), _client: Arc::clone(&client.lane_permits) };
-        conn.lane = Lane::Offered(permit);
+        conn.lane = Lane::Offered(Box::new(permit));
         client.send(&Event::LaneOffer { connection: id });
     }
 }
