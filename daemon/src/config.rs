@@ -60,6 +60,8 @@ pub struct Config {
     pub max_streams_per_port: usize,
     /// Streams in all.
     pub max_streams: usize,
+    /// Whether bulk streams may share memory with their clients.
+    pub lanes: bool,
     /// Whether port 7 answers.
     pub echo: bool,
     /// Whether port 1001 answers.
@@ -112,6 +114,7 @@ impl TryFrom<&RawConfig> for Config {
                 .unwrap_or(100),
             max_streams_per_port: raw.number("max-conns-per-port", 1024, MAX_STREAMS)?,
             max_streams: raw.number("max-conns-total", 4096, MAX_STREAMS)?,
+            lanes: !raw.flag("no-lanes")?,
             echo: !raw.flag("no-echo")?,
             data_exchange: !raw.flag("no-dataexchange")?,
             max_received_bytes: raw.bytes("max-received-bytes")?,

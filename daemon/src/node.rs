@@ -13,6 +13,7 @@ mod events;
 mod handle;
 mod hub;
 mod info;
+mod lane;
 mod plane;
 pub(crate) mod ready;
 mod requests;

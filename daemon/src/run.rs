@@ -35,6 +35,8 @@ const READY_LIMIT: Duration = Duration::from_secs(3);
 const DRAIN_LIMIT: Duration = Duration::from_secs(7);
 /// Clients of the driver socket at once.
 const MAX_CLIENTS: usize = 1024;
+/// Lanes of all clients at once, about 1 MiB each.
+const MAX_LANES: usize = 64;
 
 /// Runs a daemon until it is told to end.
 ///
@@ -110,6 +112,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }),
         services,
         max_clients: MAX_CLIENTS,
+        max_lanes: if config.lanes { MAX_LANES } else { 0 },
     };
     let mut node_loop = tokio::task::spawn_local(node::run(parts));
 

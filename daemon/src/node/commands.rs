@@ -40,6 +40,9 @@ impl Hub {
     pub(crate) fn serve(&mut self, client: &mut Client) -> Served {
         let mut commands = 0;
         let mut bytes = 0;
+        for id in std::mem::take(&mut client.lanes) {
+            self.pass_up(client, id);
+        }
         loop {
             loop {
                 if client.waiting() > COMMAND_BOUND {
@@ -119,6 +122,7 @@ impl Hub {
         if credit {
             conn.send_credit -= data.len() as u64;
         }
+        self.lanes.count(client, id, conn, data.len());
         if !data.is_empty() && self.core.write(stream, data, now).is_err() && first {
             client.refuse_now(None, ErrorCode::CLOSED, "send: connection not established");
         }
@@ -171,6 +175,9 @@ impl Hub {
             | Command::Credit { .. }
             | Command::Shutdown { .. }
             | Command::Set { .. }
+            | Command::LaneTake { .. }
+            | Command::LaneBegin { .. }
+            | Command::LaneKick { .. }
                 if tag.is_some() =>
             {
                 client.refuse_now(
@@ -190,8 +197,10 @@ impl Hub {
             }
             Command::Credit { connection, bytes } => self.credit(client, connection, bytes),
             Command::Shutdown { connection } => {
-                if self.owned(client, connection).is_some() {
-                    let now = self.now();
+                let now = self.now();
+                let open = self.conns.get_mut(&connection);
+                if let Some(conn) = open.filter(|c| c.client() == Some(client.id) && !c.over) {
+                    conn.lane.finish(&mut self.core, connection, now);
                     self.core.shutdown(StreamId(connection), now);
                 }
             }
@@ -200,12 +209,15 @@ impl Hub {
                     self.core.set_no_delay(StreamId(connection), on);
                 }
             }
+            Command::LaneTake { connection } => self.lane_take(client, connection),
+            Command::LaneBegin { connection } => self.lane_begin(client, connection),
+            Command::LaneKick { connection } => self.lane_kick(client, connection),
             other => self.request(client, tag, &other),
         }
     }
 
     /// A connection that is open and this client's.
-    fn owned(&mut self, client: &Client, id: u32) -> Option<&mut Conn> {
+    pub(crate) fn owned(&mut self, client: &Client, id: u32) -> Option<&mut Conn> {
         self.conns.get_mut(&id).filter(|conn| conn.client() == Some(client.id) && !conn.over)
     }
 
@@ -297,6 +309,7 @@ impl Hub {
             return;
         }
         conn.over = true;
+        conn.lane.finish(&mut self.core, id, now);
         self.core.close(StreamId(id), now);
         match &conn.owner {
             Owner::Client(owner) if *owner == client.id => {

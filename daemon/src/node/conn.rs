@@ -8,6 +8,7 @@ use pilot_wire::ipc::ErrorCode;
 use tokio::sync::oneshot;
 
 use super::handle::DialFailure;
+use super::lane::Lane;
 use crate::ipc::client::Tag;
 use crate::service::{LocalStream, StreamShared};
 
@@ -39,6 +40,8 @@ pub(crate) struct Conn {
     pub(crate) freed: u64,
     /// Why the daemon itself broke it.
     pub(crate) fault: Option<(ErrorCode, &'static str)>,
+    /// Shared memory instead of the socket.
+    pub(crate) lane: Lane,
 }
 
 /// Whose a stream is.
@@ -72,6 +75,7 @@ impl Conn {
             send_credit: 0,
             freed: 0,
             fault: None,
+            lane: Lane::Counting(0),
         }
     }
 

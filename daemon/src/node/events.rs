@@ -78,6 +78,12 @@ impl Hub {
                 if !client.has(Features::CREDIT) || conn.over {
                     return;
                 }
+                if conn.lane.is_credit() {
+                    if let Some(client) = clients.touch(owner) {
+                        self.pass_up(client, id);
+                    }
+                    return;
+                }
                 conn.freed += freed as u64;
                 if conn.freed >= self.send_credit / 4 {
                     let bytes = u32::try_from(conn.freed).unwrap_or(u32::MAX);

@@ -12,6 +12,7 @@ use pilot_wire::ipc::{ErrorCode, Event, Features};
 use tokio::sync::mpsc;
 
 use super::conn::{Conn, Ended, Owner};
+use super::lane::{Lane, Lanes};
 use super::plane::{Plane, Refused};
 use super::ready::{Notifier, ReadyList, Token};
 use crate::ipc::client::{Client, DATA_BOUND, Tag};
@@ -69,6 +70,7 @@ pub(crate) struct Hub {
     pub(crate) answers: mpsc::Sender<Answered>,
     /// Bytes a client may send on a new connection.
     pub(crate) send_credit: u64,
+    pub(crate) lanes: Lanes,
     pieces: Vec<Bytes>,
 }
 
@@ -77,6 +79,7 @@ impl Hub {
         core: Core,
         plane: Rc<dyn Plane>,
         send_buffer: usize,
+        max_lanes: usize,
     ) -> (Self, mpsc::Receiver<Answered>) {
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let hub = Self {
@@ -93,6 +96,7 @@ impl Hub {
             notices: Vec::new(),
             answers,
             send_credit: send_buffer.min(MAX_SEND_CREDIT) as u64,
+            lanes: Lanes::new(max_lanes),
             pieces: Vec::new(),
         };
         (hub, receiver)
@@ -151,6 +155,10 @@ impl Hub {
             if conn.over {
                 continue;
             }
+            if matches!(conn.lane, Lane::Open(_)) {
+                self.pass_down(client, id);
+                continue;
+            }
             let stream = StreamId(id);
             let allowed = usize::try_from(conn.receive_credit).unwrap_or(usize::MAX).min(PASS);
             let mut taken = 0;
@@ -174,6 +182,7 @@ impl Hub {
             }
             if taken > 0 {
                 client.send_data(id, &mut self.pieces);
+                self.lanes.count(client, id, conn, taken);
             }
             if client.has(Features::CREDIT) {
                 conn.receive_credit -= taken as u64;
@@ -251,8 +260,9 @@ impl Hub {
         }
         // Dials that wait are in `connections` as well.
         for id in &client.connections {
-            if let Some(conn) = self.conns.remove(id) {
+            if let Some(mut conn) = self.conns.remove(id) {
                 if !conn.over {
+                    conn.lane.finish(&mut self.core, *id, now);
                     self.core.close(StreamId(*id), now);
                 }
                 self.ended.insert(*id);

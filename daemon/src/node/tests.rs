@@ -3,6 +3,7 @@
 
 mod hello;
 mod hostile;
+mod lane;
 mod published;
 mod services;
 
@@ -161,6 +162,7 @@ impl TestNode {
                 Rc::new(DataExchange::new(folder.path(), DataExchangeLimits::default())),
             ],
             max_clients: 64,
+            max_lanes: 64,
         };
         tokio::task::spawn_local(run(parts));
         let address_event = ControlEvent::Registered { node: id, address: Address::backbone(id) };
@@ -182,17 +184,20 @@ impl TestNode {
         }
     }
 
-    /// A client with every feature.
+    /// A client with every feature that needs no shared memory.
     async fn hello_client(&self, receive_credit: u32) -> TestClient {
+        self.client_with(receive_credit, Features(Features::ALL.0 & !Features::LANE.0)).await
+    }
+
+    async fn client_with(&self, receive_credit: u32, features: Features) -> TestClient {
         let mut client = self.client().await;
-        let hello =
-            Command::Hello { version: HELLO_VERSION, features: Features::ALL, receive_credit };
+        let hello = Command::Hello { version: HELLO_VERSION, features, receive_credit };
         client.tell(&hello).await;
         let message = client.hear().await;
-        let Event::HelloOk { version: 1, features: Features::ALL, send_credit } = message.event()
-        else {
+        let Event::HelloOk { version: 1, features: granted, send_credit } = message.event() else {
             panic!("{:?}", message.event())
         };
+        assert_eq!(granted, features);
         client.send_credit = send_credit;
         client
     }

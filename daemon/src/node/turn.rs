@@ -1,5 +1,6 @@
 //! The turns of the loop.
 
+mod spin;
 mod wait;
 
 use std::pin::Pin;
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 use tracing::{debug, info, warn};
 
+use self::spin::Spin;
 use super::clients::Clients;
 use super::commands::Served;
 use super::conn::{Conn, Owner};
@@ -61,12 +63,14 @@ pub struct NodeParts {
     pub services: Vec<Rc<dyn Service>>,
     /// Clients served at once; one beyond it is disconnected at once.
     pub max_clients: usize,
+    /// Lanes of all clients; 0 for none.
+    pub max_lanes: usize,
 }
 
 /// Runs a node until [`super::NodeHandle::begin_shutdown`]. Must be polled
 /// inside a tokio `LocalSet`, since services run beside it on its thread.
 pub async fn run(parts: NodeParts) {
-    let (mut hub, answers) = Hub::new(parts.core, parts.plane, parts.send_buffer);
+    let (mut hub, answers) = Hub::new(parts.core, parts.plane, parts.send_buffer, parts.max_lanes);
     for service in parts.services {
         let port = service.port();
         match hub.core.listen(port) {
@@ -93,6 +97,7 @@ pub async fn run(parts: NodeParts) {
         max_clients: parts.max_clients,
         accept_again: None,
         ending: None,
+        spin: Spin::default(),
     };
     node.run().await;
 }
@@ -121,6 +126,7 @@ pub(super) struct Node {
     /// No client is accepted before.
     accept_again: Option<Instant>,
     pub(super) ending: Option<Ending>,
+    spin: Spin,
 }
 
 impl Node {
@@ -138,7 +144,7 @@ impl Node {
                 tokio::task::yield_now().await;
                 std::future::poll_fn(|cx| Poll::Ready(self.poll_accept(cx))).await;
             } else {
-                std::future::poll_fn(|cx| self.poll_wait(cx)).await;
+                self.wait().await;
             }
         }
         info!(streams = self.hub.core.open_streams(), "loop ended");
@@ -179,6 +185,7 @@ impl Node {
                 self.udp.receive(|from, data| core.handle(Input::Datagram { from, data }, now));
             let Some(n) = received else { return false };
             bytes += n;
+            self.spin.moved += n;
             if bytes >= RECEIVE_BYTES {
                 break;
             }
@@ -254,6 +261,7 @@ impl Node {
                     return false;
                 }
                 Output::Transmit(batch) => {
+                    self.spin.moved += batch.len;
                     if let Sent::Blocked(offset) = self.udp.send(batch, &self.buffer, 0) {
                         self.blocked = Some((batch, offset));
                         return false;

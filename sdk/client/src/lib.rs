@@ -30,6 +30,7 @@ mod client;
 mod conn;
 mod connect;
 mod datagram;
+mod descriptors;
 mod error;
 mod info;
 mod link;

@@ -7,6 +7,7 @@
 
 mod command;
 mod event;
+pub mod lane;
 
 pub use command::{Command, CommandError, Handshake, Setting};
 pub use event::{Event, EventError, json};
@@ -39,8 +40,10 @@ impl Features {
     pub const HALF_CLOSE: Self = Self(4);
     /// [`Event::Error`] carries codes other than 1.
     pub const CODES: Self = Self(8);
+    /// Bulk streams may leave the socket for shared memory ([`lane`]).
+    pub const LANE: Self = Self(16);
     /// Everything this version knows.
-    pub const ALL: Self = Self(15);
+    pub const ALL: Self = Self(31);
 
     /// Whether all of `other` is in here.
     pub const fn contains(self, other: Self) -> bool {

@@ -92,6 +92,9 @@ fn commands<'a>(
         Command::Shutdown { connection: n },
         Command::Unbind { port },
         Command::Set { connection: n, setting: Setting::NoDelay(flag) },
+        Command::LaneTake { connection: n },
+        Command::LaneBegin { connection: n },
+        Command::LaneKick { connection: n },
     ];
     if !text.is_empty() {
         all.push(Command::ResolveHostname(text));
@@ -121,6 +124,9 @@ fn events<'a>(
         Event::End { connection: n },
         Event::Reset { connection: n, code: ErrorCode(port), text },
         Event::UnbindOk { port },
+        Event::LaneOffer { connection: n },
+        Event::Lane { connection: n, granted: n % 2 == 1 },
+        Event::LaneKick { connection: n },
     ];
     all.extend(json.map(|code| Event::Json { code, body: data }));
     all

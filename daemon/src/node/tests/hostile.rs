@@ -24,6 +24,9 @@ fn sound(to: SocketAddress) -> Vec<Vec<u8>> {
         Command::Request { id: 5, command: &inner },
         Command::Credit { connection: 1, bytes: u32::MAX },
         Command::Shutdown { connection: 1 },
+        Command::LaneTake { connection: 1 },
+        Command::LaneBegin { connection: 1 },
+        Command::LaneKick { connection: 1 },
         Command::Set { connection: 1, setting: pilot_wire::ipc::Setting::NoDelay(true) },
     ];
     let encode = |command: &Command<'_>| {

@@ -24,6 +24,9 @@ const CREDIT: u8 = 0x44;
 const SHUTDOWN: u8 = 0x45;
 const UNBIND: u8 = 0x48;
 const SET: u8 = 0x4B;
+const LANE_TAKE: u8 = 0x4D;
+const LANE_BEGIN: u8 = 0x4E;
+const LANE_KICK: u8 = 0x4F;
 
 /// A message from a client; data and text borrow from the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +125,21 @@ pub enum Command<'a> {
         connection: u32,
         /// What to change.
         setting: Setting,
+    },
+    /// The client wants the lane it was offered. Answer: lane, which may refuse.
+    LaneTake {
+        /// Connection ID.
+        connection: u32,
+    },
+    /// What the client writes from here on comes through the lane.
+    LaneBegin {
+        /// Connection ID.
+        connection: u32,
+    },
+    /// The client has written to or read from a lane whose other side waits.
+    LaneKick {
+        /// Connection ID.
+        connection: u32,
     },
 }
 
@@ -266,6 +284,15 @@ impl<'a> Command<'a> {
                     other => return Err(CommandError::UnknownSetting(other)),
                 }
             }
+            LANE_TAKE => {
+                Self::LaneTake { connection: r.u32().ok_or(missing("lane take", "conn_id"))? }
+            }
+            LANE_BEGIN => {
+                Self::LaneBegin { connection: r.u32().ok_or(missing("lane begin", "conn_id"))? }
+            }
+            LANE_KICK => {
+                Self::LaneKick { connection: r.u32().ok_or(missing("lane kick", "conn_id"))? }
+            }
             other => return Err(CommandError::Unknown(other)),
         })
     }
@@ -325,6 +352,15 @@ impl<'a> Command<'a> {
                     }
                 }
             }),
+            Self::LaneTake { connection } => {
+                put_message(out, LANE_TAKE, |o| o.extend(connection.to_be_bytes()));
+            }
+            Self::LaneBegin { connection } => {
+                put_message(out, LANE_BEGIN, |o| o.extend(connection.to_be_bytes()));
+            }
+            Self::LaneKick { connection } => {
+                put_message(out, LANE_KICK, |o| o.extend(connection.to_be_bytes()));
+            }
         }
     }
 }
