@@ -9,9 +9,7 @@ use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
 use pilot_wire::beacon::{DELIVER_HEADER_LEN, Message, TYPE_LIMIT};
 use pilot_wire::packet::{Flags, Header, Packet, Protocol, port};
-use pilot_wire::tunnel::{
-    AuthKey, Ed25519Public, Frame, MAGIC_PUNCH, Nonce, auth_challenge,
-};
+use pilot_wire::tunnel::{AuthKey, Ed25519Public, Frame, MAGIC_PUNCH, Nonce, auth_challenge};
 use pilot_wire::{Address, NodeId, SocketAddress};
 use rand::RngExt;
 

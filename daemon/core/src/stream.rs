@@ -38,8 +38,8 @@ use send::SendSide;
 pub(crate) use transmit::Rooms;
 
 use crate::config::{Config, CongestionControl};
-use crate::memory::Allowance;
 use crate::event::{CloseReason, DialFailure, Event, Read, StreamId};
+use crate::memory::Allowance;
 use crate::time::Time;
 
 /// The unit of the window field.

@@ -15,8 +15,8 @@ use crate::peer::Outgoing;
 use crate::receive::{TOKEN_LEN, Via};
 use crate::time::Time;
 use crate::timer::Owner;
-use crate::tunnel::{FRAME_OVERHEAD, Shape};
 use crate::tunnel::path::Route;
+use crate::tunnel::{FRAME_OVERHEAD, Shape};
 
 /// Segments per call that the kernel takes (UDP_MAX_SEGMENTS).
 const MAX_SEGMENTS: usize = 64;

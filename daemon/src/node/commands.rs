@@ -243,7 +243,7 @@ impl Hub {
         let event = Event::HelloOk {
             version: HELLO_VERSION.min(version),
             features: client.features,
-            send_credit: u32::try_from(self.send_credit).unwrap_or(u32::MAX),
+            send_credit: u32::try_from(self.first_credit).unwrap_or(u32::MAX),
         };
         client.answer_now(tag, &event);
     }

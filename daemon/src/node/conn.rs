@@ -36,6 +36,8 @@ pub(crate) struct Conn {
     pub(crate) receive_credit: u64,
     /// Bytes the client may still send.
     pub(crate) send_credit: u64,
+    /// That, and what it sent that the peer has not acknowledged.
+    pub(crate) allowance: u64,
     /// Bytes freed in the core and not yet granted again.
     pub(crate) freed: u64,
     /// Why the daemon itself broke it.
@@ -73,6 +75,7 @@ impl Conn {
             closed_told: false,
             receive_credit: u64::MAX,
             send_credit: 0,
+            allowance: 0,
             freed: 0,
             fault: None,
             lane: Lane::Counting(0),

@@ -181,6 +181,7 @@ impl TestNode {
             reader: Reader { reader, buffer: BytesMut::new() },
             writer: Writer { writer },
             send_credit: 0,
+            first_credit: 0,
         }
     }
 
@@ -278,7 +279,10 @@ impl Writer {
 struct TestClient {
     reader: Reader,
     writer: Writer,
+    /// What hello said; nothing without hello.
     send_credit: u32,
+    /// What the newest connection may send at first.
+    first_credit: u32,
 }
 
 impl TestClient {
@@ -308,6 +312,7 @@ impl TestClient {
         self.tell(&Command::Dial { to }).await;
         let message = self.hear().await;
         let Event::DialOk { connection } = message.event() else { panic!("{:?}", message.event()) };
+        self.hear_first_credit(connection).await;
         connection
     }
 
@@ -317,7 +322,21 @@ impl TestClient {
             panic!("{:?}", message.event())
         };
         assert_eq!(local_port, port);
+        self.hear_first_credit(connection).await;
         connection
+    }
+
+    /// What a new connection may send beyond what hello said comes right after
+    /// it.
+    async fn hear_first_credit(&mut self, connection: u32) {
+        if self.send_credit > 0 {
+            let message = self.hear().await;
+            let Event::Credit { connection: c, bytes } = message.event() else {
+                panic!("{:?}", message.event())
+            };
+            assert_eq!(c, connection);
+            self.first_credit = self.send_credit + bytes;
+        }
     }
 
     /// Reads `total` bytes of one connection and nothing else, granting credit

@@ -79,9 +79,7 @@ impl Options {
                 KIND_MAX_SEGMENT => {
                     options.max_segment = Some(u16::from_be_bytes(value.try_into().ok()?));
                 }
-                KIND_STREAM_ACK | KIND_HALF_CLOSE | KIND_BYTE_WINDOW | KIND_COMPACT
-                    if len != 0 =>
-                {
+                KIND_STREAM_ACK | KIND_HALF_CLOSE | KIND_BYTE_WINDOW | KIND_COMPACT if len != 0 => {
                     return None;
                 }
                 KIND_STREAM_ACK => options.stream_ack = true,

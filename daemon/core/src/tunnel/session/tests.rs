@@ -112,16 +112,21 @@ fn what_one_end_seals_the_other_opens_once() {
             let mut changed = frame.clone();
             changed[at] ^= 4;
             let nonce = nonce_of(&changed);
-            assert!(ends[1].open(nonce, Shape::Published, &mut changed[SEALED_HEADER_LEN..]).is_err());
+            assert!(
+                ends[1].open(nonce, Shape::Published, &mut changed[SEALED_HEADER_LEN..]).is_err()
+            );
         }
         let nonce = nonce_of(&frame);
         // Its own frame, sent back to it, opens by the key; the tunnel refuses
         // it for its inner source.
         let mut again = frame.clone();
-        let (packet, _) = ends[1].open(nonce, Shape::Published, &mut frame[SEALED_HEADER_LEN..]).expect("opens");
+        let (packet, _) =
+            ends[1].open(nonce, Shape::Published, &mut frame[SEALED_HEADER_LEN..]).expect("opens");
         assert_eq!(packet, [n; 50]);
         assert_eq!(
-            ends[1].open(nonce, Shape::Published, &mut again[SEALED_HEADER_LEN..]).expect_err("seen"),
+            ends[1]
+                .open(nonce, Shape::Published, &mut again[SEALED_HEADER_LEN..])
+                .expect_err("seen"),
             OpenError::Replay
         );
     }
@@ -145,7 +150,9 @@ fn prefixes_per_key_are_bounded() {
         peer.send.prefix = [n, 9, 9, 9];
         let mut frame = vec![0; SEALED_HEADER_LEN + 50 + TAG_LEN];
         peer.seal(NodeId(1), Shape::Published, &mut frame);
-        let result = end.open(nonce_of(&frame), Shape::Published, &mut frame[SEALED_HEADER_LEN..]).map(|_| ());
+        let result = end
+            .open(nonce_of(&frame), Shape::Published, &mut frame[SEALED_HEADER_LEN..])
+            .map(|_| ());
         let expected = if n < 8 { Ok(()) } else { Err(OpenError::TooManyPrefixes) };
         assert_eq!(result, expected, "prefix {n}");
     }
