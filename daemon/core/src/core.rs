@@ -193,6 +193,7 @@ impl Core {
             Input::Endpoint { node, endpoint } => self.on_endpoint(node, endpoint, now),
             Input::IdentityKey { node, key } => self.on_identity_key(node, key, now),
             Input::Permission { node, permission } => self.set_permission(node, permission, now),
+            Input::TooLarge { to, len } => self.too_large(to, len, now),
         }
     }
 

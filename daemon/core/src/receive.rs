@@ -253,7 +253,7 @@ impl Core {
         {
             self.shrink_streams(slot);
         }
-        self.peers[slot].path.mtu.acknowledged(token);
+        self.peers[slot].path.mtu.acknowledged(token, now);
         self.probe_path(slot, now);
         self.queue_peer(slot);
     }

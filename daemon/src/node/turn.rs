@@ -243,16 +243,12 @@ impl Node {
     /// Lets the core work until it waits, a cap is reached or the socket is
     /// full.
     pub(super) fn drain(&mut self) -> bool {
-        if let Some((batch, offset)) = self.blocked.take() {
-            match self.udp.send(batch, &self.buffer, offset) {
-                Sent::All => {}
-                Sent::Blocked(offset) => {
-                    self.blocked = Some((batch, offset));
-                    return false;
-                }
-            }
-        }
         let now = self.hub.now();
+        if let Some((batch, offset)) = self.blocked.take()
+            && !self.send(batch, offset, now)
+        {
+            return false;
+        }
         let (mut transmits, mut events) = (0, 0);
         loop {
             match self.hub.core.poll_output(now, &mut self.buffer) {
@@ -262,8 +258,7 @@ impl Node {
                 }
                 Output::Transmit(batch) => {
                     self.spin.moved += batch.len;
-                    if let Sent::Blocked(offset) = self.udp.send(batch, &self.buffer, 0) {
-                        self.blocked = Some((batch, offset));
+                    if !self.send(batch, 0, now) {
                         return false;
                     }
                     transmits += 1;
@@ -275,6 +270,24 @@ impl Node {
             }
             if transmits >= TRANSMITS || events >= EVENTS {
                 return true;
+            }
+        }
+    }
+
+    /// Sends what the buffer holds from `offset` on. Returns `false` when the
+    /// socket is full.
+    fn send(&mut self, batch: Transmit, mut offset: usize, now: Time) -> bool {
+        loop {
+            match self.udp.send(batch, &self.buffer, offset) {
+                Sent::All => return true,
+                Sent::Blocked(offset) => {
+                    self.blocked = Some((batch, offset));
+                    return false;
+                }
+                Sent::TooLarge { len, offset: next } => {
+                    self.hub.core.handle(Input::TooLarge { to: batch.to, len }, now);
+                    offset = next;
+                }
             }
         }
     }
