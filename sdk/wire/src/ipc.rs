@@ -7,9 +7,11 @@
 
 mod command;
 mod event;
+mod setting;
 
-pub use command::{Command, CommandError, Handshake, Setting};
+pub use command::{Command, CommandError, Handshake};
 pub use event::{Event, EventError, json};
+pub use setting::{Congestion, Setting, UnknownCongestion};
 
 use crate::address::SocketAddress;
 
@@ -39,8 +41,10 @@ impl Features {
     pub const HALF_CLOSE: Self = Self(4);
     /// [`Event::Error`] carries codes other than 1.
     pub const CODES: Self = Self(8);
+    /// [`Setting::Congestion`] is understood.
+    pub const CONGESTION: Self = Self(16);
     /// Everything this version knows.
-    pub const ALL: Self = Self(15);
+    pub const ALL: Self = Self(31);
 
     /// Whether all of `other` is in here.
     pub const fn contains(self, other: Self) -> bool {
