@@ -22,6 +22,7 @@ mod snapshot;
 mod tests;
 mod turn;
 
+pub(crate) use commands::controller;
 #[cfg(test)]
 pub(crate) use handle::Order;
 pub use handle::{DialFailure, NodeHandle, NodeInbox, channel};

@@ -21,7 +21,7 @@ use crate::control::{self, Control, ControlHandle, ControlParts, ControlSettings
 use crate::identity::{Identity, random_bytes};
 use crate::ipc::IpcListener;
 use crate::metrics::{Metrics, MetricsLimits};
-use crate::node::{self, ControlPlane, NodeHandle, NodeParts};
+use crate::node::{self, ControlPlane, NodeHandle, NodeParts, controller};
 use crate::service::{DataExchange, DataExchangeLimits, Echo, Service};
 use crate::state::Store;
 use crate::trust::{self, Pins, TrustFile, TrustParts, TrustState};
@@ -225,6 +225,7 @@ fn core_config(config: &Config) -> pilot_core::Config {
         keepalive: config.keepalive,
         idle_timeout: config.idle_timeout,
         time_wait: config.time_wait,
+        congestion: controller(config.congestion),
         ..default
     }
 }

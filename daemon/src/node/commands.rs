@@ -1,9 +1,9 @@
 //! What a client's messages do (protocol page "Daemon socket").
 
 use bytes::Bytes;
-use pilot_core::StreamId;
+use pilot_core::{CongestionControl, StreamId};
 use pilot_wire::ipc::{
-    Command, CommandError, ErrorCode, Event, Features, HELLO_VERSION, Setting, json,
+    Command, CommandError, Congestion, ErrorCode, Event, Features, HELLO_VERSION, Setting, json,
 };
 use tracing::debug;
 
@@ -204,9 +204,9 @@ impl Hub {
                     self.core.shutdown(StreamId(connection), now);
                 }
             }
-            Command::Set { connection, setting: Setting::NoDelay(on) } => {
+            Command::Set { connection, setting } => {
                 if self.owned(client, connection).is_some() {
-                    self.core.set_no_delay(StreamId(connection), on);
+                    self.set(StreamId(connection), setting);
                 }
             }
             Command::LaneTake { connection } => self.lane_take(client, connection),
@@ -219,6 +219,13 @@ impl Hub {
     /// A connection that is open and this client's.
     pub(crate) fn owned(&mut self, client: &Client, id: u32) -> Option<&mut Conn> {
         self.conns.get_mut(&id).filter(|conn| conn.client() == Some(client.id) && !conn.over)
+    }
+
+    fn set(&mut self, stream: StreamId, setting: Setting) {
+        match setting {
+            Setting::NoDelay(on) => self.core.set_no_delay(stream, on),
+            Setting::Congestion(kind) => self.core.set_congestion(stream, controller(kind)),
+        }
     }
 
     fn hello(
@@ -357,5 +364,14 @@ impl Hub {
             text = value.to_string();
         }
         client.answer_now(tag, &Event::Json { code: json::INFO, body: text.as_bytes() });
+    }
+}
+
+/// The core's name of a congestion controller.
+pub(crate) const fn controller(congestion: Congestion) -> CongestionControl {
+    match congestion {
+        Congestion::Cubic => CongestionControl::Cubic,
+        Congestion::NewReno => CongestionControl::NewReno,
+        Congestion::Bbr => CongestionControl::Bbr,
     }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use pilot_wire::SocketAddress;
-use pilot_wire::ipc::{Command, DATA_HEADER_LEN, Features, Setting, send_header};
+use pilot_wire::ipc::{Command, Congestion, DATA_HEADER_LEN, Features, Setting, send_header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop;
 
@@ -181,14 +181,27 @@ impl End {
     }
 
     fn set_no_delay(&self, on: bool) -> Result<(), Error> {
-        let link = &self.guard.link;
-        if !link.grants.hello {
+        if !self.guard.link.grants.hello {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "the daemon cannot change how small writes are gathered",
             ));
         }
-        let setting = Setting::NoDelay(on);
+        self.set(Setting::NoDelay(on))
+    }
+
+    fn set_congestion(&self, congestion: Congestion) -> Result<(), Error> {
+        if !self.guard.link.grants.has(Features::CONGESTION) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the daemon cannot change the congestion control of a connection",
+            ));
+        }
+        self.set(Setting::Congestion(congestion))
+    }
+
+    fn set(&self, setting: Setting) -> Result<(), Error> {
+        let link = &self.guard.link;
         link.control(&Command::Set { connection: self.conn.id, setting });
         link.error().map_or(Ok(()), Err)
     }
@@ -225,6 +238,16 @@ impl Stream {
     /// When the daemon knows only the published protocol, or has gone.
     pub fn set_no_delay(&self, on: bool) -> Result<(), Error> {
         self.end.set_no_delay(on)
+    }
+
+    /// How this end shares a bottleneck from now on; the new controller starts
+    /// with its initial window. Without it the daemon's own setting holds.
+    ///
+    /// # Errors
+    /// When the daemon did not grant [`Features::CONGESTION`] (it is older, or
+    /// it was not asked for), or has gone.
+    pub fn set_congestion(&self, congestion: Congestion) -> Result<(), Error> {
+        self.end.set_congestion(congestion)
     }
 
     /// The next received bytes without copying them; `None` at the end.

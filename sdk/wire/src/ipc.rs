@@ -8,9 +8,11 @@
 mod command;
 mod event;
 pub mod lane;
+mod setting;
 
-pub use command::{Command, CommandError, Handshake, Setting};
+pub use command::{Command, CommandError, Handshake};
 pub use event::{Event, EventError, json};
+pub use setting::{Congestion, Setting, UnknownCongestion};
 
 use crate::address::SocketAddress;
 
@@ -42,8 +44,10 @@ impl Features {
     pub const CODES: Self = Self(8);
     /// Bulk streams may leave the socket for shared memory ([`lane`]).
     pub const LANE: Self = Self(16);
+    /// [`Setting::Congestion`] is understood.
+    pub const CONGESTION: Self = Self(32);
     /// Everything this version knows.
-    pub const ALL: Self = Self(31);
+    pub const ALL: Self = Self(63);
 
     /// Whether all of `other` is in here.
     pub const fn contains(self, other: Self) -> bool {

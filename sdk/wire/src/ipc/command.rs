@@ -1,6 +1,6 @@
 //! What a client says to the daemon.
 
-use super::{Features, put_message};
+use super::{Features, Setting, put_message};
 use crate::address::{Address, NodeId, SocketAddress};
 use crate::reader::Reader;
 
@@ -143,13 +143,6 @@ pub enum Command<'a> {
     },
 }
 
-/// A property of one connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Setting {
-    /// Send small writes at once instead of gathering them (Nagle off).
-    NoDelay(bool),
-}
-
 /// Sub-commands of [`Command::Handshake`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake<'a> {
@@ -211,6 +204,9 @@ pub enum CommandError {
     /// No such connection property.
     #[error("set: unknown setting 0x{0:02X}")]
     UnknownSetting(u8),
+    /// No such congestion controller.
+    #[error("set: unknown congestion control {0}; 1 is cubic, 2 newreno, 3 bbr")]
+    UnknownCongestion(u32),
     /// The message has not even a command byte; it is to be ignored.
     #[error("empty message")]
     Empty,
@@ -279,10 +275,7 @@ impl<'a> Command<'a> {
             SET => {
                 let connection = r.u32().ok_or(missing("set", "conn_id"))?;
                 let (kind, value) = r.u8().zip(r.u32()).ok_or(missing("set", "setting"))?;
-                match kind {
-                    1 => Self::Set { connection, setting: Setting::NoDelay(value != 0) },
-                    other => return Err(CommandError::UnknownSetting(other)),
-                }
+                Self::Set { connection, setting: Setting::decode(kind, value)? }
             }
             LANE_TAKE => {
                 Self::LaneTake { connection: r.u32().ok_or(missing("lane take", "conn_id"))? }
@@ -345,12 +338,9 @@ impl<'a> Command<'a> {
             Self::Unbind { port } => put_message(out, UNBIND, |o| o.extend(port.to_be_bytes())),
             Self::Set { connection, setting } => put_message(out, SET, |o| {
                 o.extend(connection.to_be_bytes());
-                match setting {
-                    Setting::NoDelay(on) => {
-                        o.push(1);
-                        o.extend(u32::from(on).to_be_bytes());
-                    }
-                }
+                let (kind, value) = setting.encode();
+                o.push(kind);
+                o.extend(value.to_be_bytes());
             }),
             Self::LaneTake { connection } => {
                 put_message(out, LANE_TAKE, |o| o.extend(connection.to_be_bytes()));
