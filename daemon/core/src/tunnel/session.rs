@@ -146,10 +146,14 @@ impl Session {
         let Some((header, rest)) = frame.split_at_mut_checked(shape.header_len()) else { return };
         match shape {
             Shape::Published => {
-                header.first_chunk_mut().map(|h| write_sealed_header(h, sender, nonce));
+                if let Some(header) = header.first_chunk_mut() {
+                    write_sealed_header(header, sender, nonce);
+                }
             }
             Shape::Compact => {
-                header.first_chunk_mut().map(|h| write_compact_header(h, sender, nonce));
+                if let Some(header) = header.first_chunk_mut() {
+                    write_compact_header(header, sender, nonce);
+                }
             }
         }
         let Some(split) = rest.len().checked_sub(TAG_LEN) else { return };

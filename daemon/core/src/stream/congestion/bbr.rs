@@ -107,10 +107,28 @@ pub(super) struct Bbr {
     /// The window before a round-trip probe or a timeout took it away.
     saved_window: usize,
     /// What an undo restores: window and bounds.
-    before: Option<(usize, Option<u64>, Option<usize>, Option<usize>)>,
+    before: Option<Bounds>,
+}
+
+/// What a loss episode takes away.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    window: usize,
+    bw_short: Option<u64>,
+    inflight_short: Option<usize>,
+    inflight_long: Option<usize>,
 }
 
 impl Bbr {
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            window: self.window,
+            bw_short: self.bw_short,
+            inflight_short: self.inflight_short,
+            inflight_long: self.inflight_long,
+        }
+    }
+
     pub(super) fn new(seed: u32) -> Self {
         Self {
             mode: Mode::Startup,
@@ -403,13 +421,12 @@ impl Controller for Bbr {
     }
 
     fn on_loss(&mut self, _in_flight: usize, _segment: usize, _now: Time) {
-        self.before = Some((self.window, self.bw_short, self.inflight_short, self.inflight_long));
+        self.before = Some(self.bounds());
     }
 
     fn on_timeout(&mut self, _in_flight: usize, segment: usize, first: bool, _now: Time) {
         if first {
-            self.before =
-                Some((self.window, self.bw_short, self.inflight_short, self.inflight_long));
+            self.before = Some(self.bounds());
             self.saved_window = self.window;
         }
         self.window = segment.max(1);
@@ -421,11 +438,11 @@ impl Controller for Bbr {
     }
 
     fn undo(&mut self) {
-        if let Some((window, bw_short, inflight_short, inflight_long)) = self.before.take() {
-            self.window = self.window.max(window);
-            self.bw_short = bw_short;
-            self.inflight_short = inflight_short;
-            self.inflight_long = inflight_long;
+        if let Some(before) = self.before.take() {
+            self.window = self.window.max(before.window);
+            self.bw_short = before.bw_short;
+            self.inflight_short = before.inflight_short;
+            self.inflight_long = before.inflight_long;
         }
     }
 

@@ -118,11 +118,7 @@ impl Bbr {
         }
         self.adapt_long_term(s);
         match self.mode {
-            Mode::Down => {
-                if !self.probe_if_time(s) && self.drained(s) {
-                    self.enter(Mode::Cruise, 1.0, WINDOW_GAIN);
-                }
-            }
+            Mode::Down => self.while_down(s),
             Mode::Cruise => {
                 self.probe_if_time(s);
             }
@@ -130,12 +126,20 @@ impl Bbr {
                 self.probe_samples = true;
                 self.start_up(s);
             }
-            Mode::Up => {
-                if self.went_up(s) {
-                    self.start_down(s);
-                }
-            }
-            _ => {}
+            Mode::Up => self.while_up(s),
+            Mode::Startup | Mode::Drain | Mode::Refill | Mode::ProbeRtt => {}
+        }
+    }
+
+    fn while_down(&mut self, s: &Sample) {
+        if !self.probe_if_time(s) && self.drained(s) {
+            self.enter(Mode::Cruise, 1.0, WINDOW_GAIN);
+        }
+    }
+
+    fn while_up(&mut self, s: &Sample) {
+        if self.went_up(s) {
+            self.start_down(s);
         }
     }
 
