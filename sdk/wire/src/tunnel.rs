@@ -80,9 +80,9 @@ impl Nonce {
         const SPAN: u64 = 1 << 24;
         let expected = highest.saturating_add(1);
         let candidate = expected & !(SPAN - 1) | u64::from(low) & (SPAN - 1);
-        let counter = if candidate + SPAN / 2 < expected {
+        let counter = if candidate.saturating_add(SPAN / 2) < expected {
             candidate.saturating_add(SPAN)
-        } else if candidate > expected + SPAN / 2 && candidate >= SPAN {
+        } else if candidate > expected.saturating_add(SPAN / 2) && candidate >= SPAN {
             candidate - SPAN
         } else {
             candidate
