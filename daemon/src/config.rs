@@ -60,6 +60,8 @@ pub struct Config {
     pub max_streams_per_port: usize,
     /// Streams in all.
     pub max_streams: usize,
+    /// Threads that peers are spread over.
+    pub workers: usize,
     /// Whether port 7 answers.
     pub echo: bool,
     /// Whether port 1001 answers.
@@ -110,6 +112,7 @@ impl TryFrom<&RawConfig> for Config {
                 .unwrap_or(100),
             max_streams_per_port: raw.number("max-conns-per-port", 1024, MAX_STREAMS)?,
             max_streams: raw.number("max-conns-total", 4096, MAX_STREAMS)?,
+            workers: raw.number("workers", 1, crate::workers::MAX_WORKERS)?,
             echo: !raw.flag("no-echo")?,
             data_exchange: !raw.flag("no-dataexchange")?,
             max_received_bytes: raw.bytes("max-received-bytes")?,

@@ -89,7 +89,15 @@ impl Udp {
     /// # Errors
     /// When the address is taken or not ours, or the socket cannot be set up.
     pub fn bind(address: SocketAddr) -> Result<Self, UdpError> {
-        let socket = open(address).map_err(|source| UdpError::Bind { address, source })?;
+        let socket = open(address, false).map_err(|source| UdpError::Bind { address, source })?;
+        Self::from_socket(socket, address)
+    }
+
+    /// Takes a bound socket over, inside the runtime that is to serve it.
+    ///
+    /// # Errors
+    /// When it cannot be set up; `address` is what the error names.
+    pub(crate) fn from_socket(socket: Socket, address: SocketAddr) -> Result<Self, UdpError> {
         Self::prepare(socket).map_err(|source| UdpError::Prepare { address, source })
     }
 
@@ -245,12 +253,16 @@ impl Udp {
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<Socket> {
+/// Binds `address`, which several sockets may have if all are `shared`.
+pub(crate) fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if let SocketAddr::V6(v6) = address {
         socket.set_only_v6(!v6.ip().is_unspecified())?;
     }
     socket.set_nonblocking(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
     socket.bind(&address.into())?;
     Ok(socket)
 }
