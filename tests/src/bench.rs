@@ -11,6 +11,7 @@ mod report;
 mod rows;
 mod server;
 mod transport;
+mod workers;
 
 use anyhow::{Result, bail};
 use report::Report;
@@ -63,6 +64,7 @@ fn role(args: &[&str]) -> Result<()> {
         match args {
             ["serve", rest @ ..] => server::run(rest).await,
             ["client", rest @ ..] => client::run(rest).await,
+            ["workers", rest @ ..] => workers::application(rest).await,
             ["registry", rest @ ..] => registry_load::run(rest).await,
             _ => bail!("unknown role {args:?}"),
         }

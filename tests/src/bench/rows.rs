@@ -37,7 +37,7 @@ impl Plan {
     }
 
     /// A size, or a tenth of it.
-    fn size(&self, full: u64) -> u64 {
+    pub(super) fn size(&self, full: u64) -> u64 {
         if self.quick { full / 10 } else { full }
     }
 }
@@ -64,6 +64,7 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
         connections(plan, report, &pair)?;
     }
     super::loss::run(plan, report).await?;
+    super::workers::run(plan, report).await?;
     if plan.wants(&["conn.idle_bytes"]) {
         idle_connections(plan, report).await?;
     }
@@ -150,14 +151,14 @@ fn client(place: &[&str], workload: &str, numbers: &[u64]) -> Result<Value> {
     finish(workload, command)
 }
 
-fn finish(workload: &str, command: Command) -> Result<Value> {
+pub(super) fn finish(workload: &str, command: Command) -> Result<Value> {
     let done = harness::run(workload, command, LIMIT)?;
     anyhow::ensure!(done.status.success(), "{workload} failed: {}", done.stderr.trim());
     let line = done.stdout.lines().last().unwrap_or_default();
     serde_json::from_str(line).with_context(|| format!("{workload} said {line:?}"))
 }
 
-fn figure(value: &Value, key: &str) -> Result<f64> {
+pub(super) fn figure(value: &Value, key: &str) -> Result<f64> {
     value[key].as_f64().with_context(|| format!("no {key} in {value}"))
 }
 
