@@ -28,6 +28,8 @@ pub use plan::LoopPlan;
 #[cfg(test)]
 pub(crate) use router::Router;
 #[cfg(test)]
+pub(crate) use select::attach;
+#[cfg(test)]
 pub(crate) use sockets::bind;
 pub use spread::Spread;
 pub use threads::{Running, start};

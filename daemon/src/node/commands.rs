@@ -16,6 +16,7 @@ use crate::ipc::client::{COMMAND_BOUND, Client, Next};
 const COMMANDS: usize = 256;
 /// Bytes read from one client per turn, likewise.
 const READ_BYTES: usize = 2 << 20;
+
 /// Code of the answer to dial, for the order of answers.
 const DIAL_OK: u8 = 0x04;
 

@@ -144,24 +144,28 @@ struct RouterEnd {
 impl TestNode {
     async fn start(number: u32, directory: &Rc<Directory>, config: Config) -> Self {
         let workers = std::env::var("PILOT_TEST_WORKERS").ok().and_then(|n| n.parse().ok());
-        Self::start_spread(number, directory, config, workers.unwrap_or(1)).await
+        let spread = Spread::over(workers.unwrap_or(1));
+        Self::start_spread(number, directory, config, spread, spread).await
     }
 
-    /// A node with several workers, which all run on the test's thread.
+    /// A node with several workers, which all run on the test's thread. The
+    /// kernel sorts datagrams by `sorted`.
     async fn start_spread(
         number: u32,
         directory: &Rc<Directory>,
         config: Config,
-        workers: usize,
+        spread: Spread,
+        sorted: Spread,
     ) -> Self {
         let id = NodeId(number);
         let key = SigningKey::from_bytes(&[number as u8; 32]);
-        let spread = Spread::over(workers);
+        let workers = spread.workers();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let udp: Vec<Udp> = if workers == 1 {
             vec![Udp::bind(any).unwrap()]
         } else {
             let sockets = crate::workers::bind(any, spread).unwrap();
+            crate::workers::attach(&sockets[0], sorted).unwrap();
             sockets.into_iter().map(|s| Udp::from_socket(s, any).unwrap()).collect()
         };
         let address = udp[0].local_addr().unwrap();

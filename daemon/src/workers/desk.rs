@@ -24,6 +24,10 @@ const FIRST: usize = 0;
 const FEATURES: Features =
     Features(Features::TAGGED.0 | Features::CREDIT.0 | Features::HALF_CLOSE.0 | Features::CODES.0);
 
+/// Info answers that a client waits for; one beyond it is refused. Each worker's
+/// is held, up to 1 MiB, until all have answered.
+const MAX_INFOS: usize = 8;
+
 /// Which client of the daemon has which port: a bind has to succeed in all
 /// workers or in none.
 #[derive(Default)]
@@ -154,7 +158,8 @@ impl Desk {
             // What does not concern a peer, and what a worker refuses.
             _ => one(FIRST),
         };
-        if !self.replies.has_room() {
+        let infos = || self.pending.values().filter(|p| p.kind == Kind::Info).count();
+        if !self.replies.has_room() || kind == Kind::Info && infos() >= MAX_INFOS {
             let text = "too many requests of this client wait for an answer";
             return self.refuse(tag, ErrorCode::LIMIT, text, out);
         }

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use anyhow::Context as _;
 use pilot_core::{Config, Core, Input, Permission, StreamNumbers, Time};
 use pilot_wire::NodeId;
 
@@ -49,8 +50,6 @@ pub(super) struct Place {
 impl LoopPlan {
     /// The parts of one loop; to be made on the thread that runs it.
     pub(super) fn parts(&self, spread: Spread, place: Place) -> anyhow::Result<NodeParts> {
-        use anyhow::Context as _;
-
         let config = share(&self.config, spread, place.worker);
         let send_buffer = config.send_buffer;
         let seed = random_bytes().map_err(anyhow::Error::msg).context("no random bytes")?;

@@ -18,7 +18,7 @@ use super::spread::Spread;
 /// # Errors
 /// What the system says; datagrams are then spread without regard to senders.
 #[cfg(target_os = "linux")]
-pub(super) fn attach(member: &Socket, spread: Spread) -> io::Result<()> {
+pub(crate) fn attach(member: &Socket, spread: Spread) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
     let mut program = program(u32::try_from(spread.workers()).unwrap_or(u32::MAX));
@@ -47,7 +47,7 @@ pub(super) fn attach(member: &Socket, spread: Spread) -> io::Result<()> {
 /// # Errors
 /// Always.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn attach(_: &Socket, _: Spread) -> io::Result<()> {
+pub(crate) fn attach(_: &Socket, _: Spread) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

@@ -79,6 +79,7 @@ pub async fn start(
             ended.await.with_context(|| format!("worker {worker} ended badly"))
         });
     }
+    tracing::info!(workers = spread.workers(), "peers are spread over workers by node number");
     let (stop, stopped) = oneshot::channel();
     let router = Router::new(spread, node.clone(), plan.max_clients);
     let settling = router.settling();

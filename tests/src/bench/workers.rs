@@ -26,8 +26,9 @@ use super::transport::now;
 use crate::harness::{Daemon, LIFTED, Network, Process, cpu_time, establish_trust, eventually};
 
 const PEERS: usize = 8;
-/// Payload of a datagram: with all headers it fits a path of 1280 bytes.
-const PAYLOAD: usize = 1100;
+/// Payload of a datagram: small, so that what each costs the daemon outweighs
+/// the copies on the way to it.
+const PAYLOAD: usize = 64;
 /// Datagrams to one peer in a row.
 const IN_A_ROW: usize = 16;
 /// The port they go to; nobody listens.
@@ -101,17 +102,20 @@ impl Star {
         Ok(Self { hubs, peers, _servers: servers, targets, _network: network })
     }
 
-    /// Megabytes a second that each hub sends in datagrams to peers that are
-    /// stopped.
+    /// Datagrams a second that each hub sends to peers that are stopped.
     async fn datagrams(&mut self, seconds: u64) -> Result<[f64; 2]> {
         let mut rates = [0.0; 2];
         for (hub, rate) in self.hubs.iter().zip(&mut rates) {
+            let before = cpu_time(hub.process.pid())?;
             self.peers.iter_mut().for_each(|peer| peer.process.signal(Signal::STOP));
             let flooded = role(hub, "flood", seconds, &self.targets);
             self.peers.iter_mut().for_each(|peer| peer.process.signal(Signal::CONT));
+            let cpu = cpu_time(hub.process.pid())?.saturating_sub(before);
             let flooded = flooded?;
-            *rate = figure(&flooded, "bytes")? / 1e6 / figure(&flooded, "seconds")?;
-            eprintln!("  {}: {rate:.0} MB/s of datagrams sent", hub.name);
+            let span = figure(&flooded, "seconds")?;
+            *rate = figure(&flooded, "datagrams")? / span;
+            let cores = cpu.as_secs_f64() / span;
+            eprintln!("  {}: {rate:.0} datagrams a second, {cores:.2} cores", hub.name);
             for peer in &self.peers {
                 eventually("a peer to go on", async || peer.info().await.ok()).await?;
             }
@@ -129,8 +133,8 @@ impl Star {
             let cpu = cpu_time(hub.process.pid())?.saturating_sub(before);
             let seconds = figure(&poured, "seconds")?;
             *rate = figure(&poured, "bytes")? / 1e6 / seconds;
-            let share = cpu.as_secs_f64() / seconds;
-            eprintln!("  {}: {rate:.0} MB/s of streams, {share:.2} cores", hub.name);
+            let cores = cpu.as_secs_f64() / seconds;
+            eprintln!("  {}: {rate:.0} MB/s of streams, {cores:.2} cores", hub.name);
         }
         Ok(rates)
     }
@@ -173,18 +177,18 @@ async fn flood(socket: &str, span: Duration, targets: &[&str]) -> Result<Value> 
     let mut daemon = UnixStream::connect(socket).await?;
     // Warm, and the counters start from a daemon that has nothing to do.
     daemon.write_all(&round).await?;
-    let before = bytes_sent(&mut daemon).await?;
+    let before = sent(&mut daemon).await?;
     let start = Instant::now();
     while start.elapsed() < span {
         daemon.write_all(&round).await?;
     }
-    let after = bytes_sent(&mut daemon).await?;
+    let after = sent(&mut daemon).await?;
     let seconds = start.elapsed().as_secs_f64();
-    Ok(json!({ "bytes": after - before, "seconds": seconds }))
+    Ok(json!({ "datagrams": after - before, "seconds": seconds }))
 }
 
-/// What the daemon has sent, after it has done all that was asked before.
-async fn bytes_sent(daemon: &mut UnixStream) -> Result<u64> {
+/// Frames the daemon has sent, after it has done all that was asked before.
+async fn sent(daemon: &mut UnixStream) -> Result<u64> {
     let mut command = Vec::new();
     Command::Info.encode(&mut command);
     daemon.write_all(&command).await?;
@@ -193,7 +197,7 @@ async fn bytes_sent(daemon: &mut UnixStream) -> Result<u64> {
         if let Ok(Some((body, used))) = split_message(&buffer) {
             if let Ok(Event::Json { body, .. }) = Event::parse(body) {
                 let info: Value = serde_json::from_slice(body)?;
-                return info["bytes_sent"].as_u64().context("no bytes_sent in info");
+                return info["pkts_sent"].as_u64().context("no pkts_sent in info");
             }
             buffer.drain(..used);
             continue;

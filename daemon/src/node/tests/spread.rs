@@ -7,11 +7,18 @@ use pilot_wire::tunnel::MAGIC_SEALED;
 
 /// A node with `workers` workers and a peer for each of them, all trusted.
 async fn star(workers: usize, config: Config) -> (TestNode, Vec<TestNode>) {
+    star_sorted(workers, workers, config).await
+}
+
+/// The same with a kernel that sorts datagrams for fewer workers.
+async fn star_sorted(workers: usize, sorted: usize, config: Config) -> (TestNode, Vec<TestNode>) {
     let directory = Rc::new(Directory::default());
-    let hub = TestNode::start_spread(100, &directory, config.clone(), workers).await;
+    let (spread, sorted) = (Spread::over(workers), Spread::over(sorted));
+    let hub = TestNode::start_spread(100, &directory, config.clone(), spread, sorted).await;
     let mut peers = Vec::new();
+    let one = Spread::over(1);
     for number in 1..=workers as u32 {
-        let peer = TestNode::start_spread(number, &directory, config.clone(), 1).await;
+        let peer = TestNode::start_spread(number, &directory, config.clone(), one, one).await;
         hub.handle.set_permission(peer.id, Permission::Trusted).await;
         peer.handle.set_permission(hub.id, Permission::Trusted).await;
         peers.push(peer);
@@ -312,21 +319,35 @@ fn every_worker_ends_and_its_clients_are_told() {
 }
 
 #[test]
-fn a_datagram_at_the_wrong_socket_still_reaches_its_worker() {
+fn datagrams_at_the_wrong_socket_still_reach_their_worker() {
+    run_test(async {
+        // Everything comes to the first worker's socket.
+        let (hub, peers) = star_sorted(2, 1, Config::default()).await;
+        let mut client = hub.client().await;
+        for peer in &peers {
+            let id = client.dial(peer.at(7)).await;
+            for data in pattern(1 << 20, 6).chunks(60_000) {
+                client.tell(&Command::Send { connection: id, data }).await;
+                assert_eq!(client.receive(id, data.len(), false).await, sha256(data));
+            }
+        }
+        let info = hub.info().await;
+        let strayed = |worker: usize| info["workers"][worker]["strayed"].as_u64().unwrap();
+        assert!(strayed(0) > 0 && strayed(1) == 0, "{info}");
+        assert_eq!(info["udp"]["strayed"].as_u64().unwrap(), strayed(0));
+    });
+}
+
+#[test]
+fn a_forged_frame_is_counted_by_the_worker_it_names() {
     run_test(async {
         let (hub, peers) = star(2, Config::default()).await;
-        let mut client = hub.client().await;
-        client.dial(peers[0].at(7)).await;
-        client.dial(peers[1].at(7)).await;
-        let before = hub.info().await["refused"]["undecryptable"].as_u64().unwrap();
-        // As a beacon names a sender that the frame inside does not: the first
-        // eight bytes decide, and the worker they name counts it.
         let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         for peer in &peers {
             let forged = [&MAGIC_SEALED[..], &peer.id.0.to_be_bytes(), &[0; 40]].concat();
             socket.send_to(&forged, hub.udp).await.unwrap();
         }
-        let counted = |info: &Value| info["refused"]["undecryptable"].as_u64() == Some(before + 2);
+        let counted = |info: &Value| info["refused"]["undecryptable"] == 2;
         let info = info_when(&hub, counted).await;
         assert_eq!(info["udp"]["strayed"], 0);
     });

@@ -120,6 +120,19 @@ fn requests_that_wait_are_bounded() {
 }
 
 #[test]
+fn answers_that_are_held_are_bounded() {
+    let claims = Rc::default();
+    let (mut desk, mut out) = (desk(1, &claims), Vec::new());
+    let info = body(&Command::Info);
+    for _ in 0..MAX_INFOS {
+        assert!(matches!(desk.command(&info, &mut out), Step::All(_)));
+    }
+    assert_eq!(desk.command(&info, &mut out), Step::Done);
+    assert!(out.ends_with(b"wait for an answer"));
+    assert!(matches!(desk.command(&dial(2), &mut out), Step::One(0, _)), "others still go");
+}
+
+#[test]
 fn a_worker_that_ended_owes_no_answer() {
     let claims = Rc::default();
     let (mut desk, mut out) = (desk(1, &claims), Vec::new());
