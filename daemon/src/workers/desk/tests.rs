@@ -1,4 +1,10 @@
+//! Where messages go and how answers come together, case by case, and what no
+//! sequence of them may do.
+
+use pilot_wire::ipc::split_message;
 use pilot_wire::{Address, NodeId};
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 use super::*;
 
@@ -147,4 +153,40 @@ fn a_worker_that_ended_owes_no_answer() {
     let merged: Value = serde_json::from_slice(body).unwrap();
     assert_eq!((&merged["peers"], &merged["node_id"]), (&2.into(), &1.into()));
     assert_eq!(desk.command(&dial(3), &mut out), Step::Done);
+}
+
+proptest! {
+    /// Whatever a client says and workers answer, every message has a worker
+    /// that exists, and nothing is held beyond its bounds.
+    #[test]
+    fn no_message_and_no_answer_does_harm(
+        steps in vec((any::<bool>(), 0..2usize, 1..40u32, 0..0x50u8, vec(any::<u8>(), 0..24)), 0..200)
+    ) {
+        let claims = Rc::default();
+        let (mut desk, mut out) = (desk(1, &claims), Vec::new());
+        for (says, worker, id, code, payload) in steps {
+            let body = [&[code][..], &payload].concat();
+            if says {
+                match desk.command(&body, &mut out) {
+                    Step::Pass(worker) | Step::One(worker, _) => prop_assert!(worker < 2),
+                    Step::All(_) | Step::Done => {}
+                }
+            } else {
+                desk.reply(worker, id, &body, &mut out);
+            }
+        }
+        prop_assert!(desk.pending.len() <= 1024);
+        prop_assert!(desk.pending.values().filter(|p| p.kind == Kind::Info).count() <= MAX_INFOS);
+        desk.gone(0, &mut out);
+        desk.gone(1, &mut out);
+        prop_assert!(desk.pending.is_empty());
+        // What came out are whole messages.
+        let mut rest = &out[..];
+        while let Ok(Some((_, used))) = split_message(rest) {
+            rest = &rest[used..];
+        }
+        prop_assert!(rest.is_empty());
+        drop(desk);
+        prop_assert!(claims.borrow().0.is_empty(), "no port is left behind");
+    }
 }
