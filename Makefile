@@ -1,5 +1,5 @@
 # Thin on purpose: every target is one or two commands that can be typed by hand.
-.PHONY: demo test bench fuzz doc
+.PHONY: demo test bench bench-peers plots fuzz doc
 
 demo:
 	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon -p pilotctl -p pilot-examples
@@ -12,6 +12,15 @@ test:
 bench:
 	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon -p pilot-tests
 	cargo run --locked --release --quiet -p pilot-tests --bin bench
+
+# Not --locked: its lock file pins what Pilot is compared with, and follows the
+# product's for the rest.
+bench-peers:
+	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon
+	cargo run --release --manifest-path tests/peers/Cargo.toml --target-dir target
+
+plots:
+	cargo run --locked --release --quiet -p pilot-tests --bin plot
 
 fuzz:
 	cargo run --locked --release -p pilot-tests --bin fuzz -- --seconds 10

@@ -68,6 +68,8 @@ pub struct Config {
     pub data_exchange: bool,
     /// Bytes that received files and messages may take; `None` is no limit.
     pub max_received_bytes: Option<u64>,
+    /// TCP address of metrics.
+    pub metrics_listen: Option<SocketAddr>,
     /// Least severe level that is logged.
     pub log_level: tracing::Level,
     /// Form of the logs.
@@ -116,6 +118,7 @@ impl TryFrom<&RawConfig> for Config {
             echo: !raw.flag("no-echo")?,
             data_exchange: !raw.flag("no-dataexchange")?,
             max_received_bytes: raw.bytes("max-received-bytes")?,
+            metrics_listen: metrics(raw)?,
             log_level: raw.log_level("log-level")?,
             log_format: raw.log_format("log-format")?,
             registry,
@@ -126,6 +129,24 @@ impl TryFrom<&RawConfig> for Config {
             return Err(raw.refuse("endpoint", "has port 0, which no peer can reach"));
         }
         Ok(config)
+    }
+}
+
+/// Where metrics are served. They tell who speaks to whom, so other machines
+/// get them only when that is asked for.
+fn metrics(raw: &RawConfig) -> Result<Option<SocketAddr>, ConfigError> {
+    let remote = raw.flag("metrics-allow-remote")?;
+    let address = raw.listen("metrics-listen")?;
+    match address {
+        Some(address) if !address.ip().is_loopback() && !remote => {
+            let problem = format!(
+                "is {address}, which other machines may reach; use 127.0.0.1:{port}, or set \
+                 metrics-allow-remote to true",
+                port = address.port()
+            );
+            Err(raw.refuse("metrics-listen", problem))
+        }
+        _ => Ok(address),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod control;
 mod durable;
 pub mod identity;
 pub mod ipc;
+pub mod metrics;
 pub mod node;
 mod rfc3339;
 pub mod run;

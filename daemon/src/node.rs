@@ -16,6 +16,7 @@ mod info;
 mod plane;
 pub(crate) mod ready;
 mod requests;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -26,4 +27,5 @@ pub use handle::{DialFailure, NodeHandle, NodeInbox, channel, channels};
 pub use info::NodeFacts;
 pub(crate) use info::render as render_info;
 pub use plane::{Answer, ControlPlane, Plane, Refused, Request};
+pub use snapshot::{Snapshot, StreamTotals};
 pub use turn::{NodeParts, run};

@@ -18,6 +18,7 @@ use crate::config::{Config, Invocation, LogFormat, PROGRAM, RawConfig};
 use crate::control::{self, Control, ControlHandle, ControlParts, ControlSettings, Member};
 use crate::identity::Identity;
 use crate::ipc::IpcListener;
+use crate::metrics::{Metrics, MetricsLimits};
 use crate::node::{self, NodeHandle};
 use crate::service::{DataExchange, DataExchangeLimits};
 use crate::state::Store;
@@ -73,6 +74,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // The socket first: a second daemon ends here and touches nothing.
     let listener = IpcListener::bind(&config.socket)?;
     let kept = open(&config)?;
+    let metrics = match config.metrics_listen {
+        Some(address) => Some(Metrics::bind(address, MetricsLimits::default()).await?),
+        None => None,
+    };
     let (node, inboxes) = node::channels(Spread::over(config.workers));
     let (control_handle, control_inbox) = control::channel();
     let (trust_handle, trust_inbox) = trust::channel(control_handle.clone());
@@ -118,7 +123,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         control_inbox,
     );
 
-    let ready = announce(&config, &control_handle, listen);
+    let mut served = Served { listen, metrics: None };
+    if let Some(metrics) = metrics {
+        let address = metrics.local_addr().context("metrics-listen: the socket has no address")?;
+        served.metrics = Some(address);
+        tasks.spawn(metrics.serve(node.clone()));
+    }
+    let ready = announce(&config, &control_handle, served);
     let ended = tokio::select! {
         () = ready => tokio::select! {
             () = signals.next() => None,
@@ -143,6 +154,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tasks.shutdown().await;
     tracing::info!("ended");
     Ok(())
+}
+
+/// Where the daemon is reached.
+struct Served {
+    listen: SocketAddr,
+    metrics: Option<SocketAddr>,
 }
 
 fn open(config: &Config) -> anyhow::Result<Kept> {
@@ -207,19 +224,22 @@ fn control_settings(config: &Config, listen: SocketAddr) -> ControlSettings {
 }
 
 /// Prints the ready line once the registry answered or is known not to.
-async fn announce(config: &Config, control: &ControlHandle, listen: SocketAddr) {
+async fn announce(config: &Config, control: &ControlHandle, served: Served) {
     let known = control.wait_for(|s| s.registered || (!s.up && s.last_error.is_some()));
     // Not known in time is as good as unreachable.
     let _ = tokio::time::timeout(READY_LIMIT, known).await;
     let status = control.status();
-    let line = json!({
+    let mut line = json!({
         "ready": PROGRAM,
         "node_id": status.node,
         "address": status.address,
         "socket": config.socket,
-        "listen": listen.to_string(),
+        "listen": served.listen.to_string(),
         "registry": if status.up { "up" } else { "unreachable" },
     });
+    if let Some(address) = served.metrics {
+        line["metrics"] = json!(address.to_string());
+    }
     let mut out = io::stdout().lock();
     if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
         tracing::debug!("standard output is closed, the ready line was not read");

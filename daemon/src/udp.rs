@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,10 @@ pub enum UdpError {
 /// What went through the socket and what did not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UdpCounters {
+    /// Send calls that the system took.
+    pub sends: u64,
+    /// Datagrams in them; more than calls where segmentation offload works.
+    pub segments: u64,
     /// Datagrams too large for the path or the system.
     pub too_large: u64,
     /// Datagrams not sent for another reason.
@@ -61,13 +66,98 @@ pub struct UdpCounters {
     pub offload_refused: u64,
 }
 
+impl UdpCounters {
+    fn add(&mut self, more: Self) {
+        let Self { sends, segments, too_large, send_errors, receive_errors, offload_refused } =
+            more;
+        self.sends += sends;
+        self.segments += segments;
+        self.too_large += too_large;
+        self.send_errors += send_errors;
+        self.receive_errors += receive_errors;
+        self.offload_refused += offload_refused;
+    }
+}
+
+/// The kernel's buffers of the socket, in bytes of payload and overhead as the
+/// system counts them for its limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelBuffers {
+    /// Asked for, in each direction.
+    pub wanted: usize,
+    /// Granted for what arrives.
+    pub receive: usize,
+    /// Granted for what is sent.
+    pub send: usize,
+}
+
+impl KernelBuffers {
+    /// What is missing and how to change it, when the system granted less than
+    /// was asked for.
+    pub fn shortfall(&self) -> Option<String> {
+        let Self { wanted, receive, send } = *self;
+        let short = [("receive", "rmem_max", receive), ("send", "wmem_max", send)]
+            .into_iter()
+            .filter(|(_, _, granted)| *granted < wanted);
+        let (missing, settings): (Vec<_>, Vec<_>) = short
+            .map(|(what, limit, granted)| {
+                (
+                    format!("{granted} of {wanted} bytes to {what}"),
+                    format!("net.core.{limit}={wanted}"),
+                )
+            })
+            .unzip();
+        (!missing.is_empty()).then(|| {
+            format!(
+                "the kernel grants UDP buffers of {}, so bursts may be lost; allow more with: \
+                 sysctl -w {}",
+                missing.join(" and "),
+                settings.join(" ")
+            )
+        })
+    }
+}
+
+/// The socket as it stands, for people and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct UdpStatus {
+    /// Totals.
+    pub counters: UdpCounters,
+    /// Kernel buffers.
+    pub buffers: KernelBuffers,
+    /// Whether the system can segment at all.
+    offload: bool,
+    plain: Arc<HashSet<SocketAddr>>,
+}
+
+impl UdpStatus {
+    /// Whether batches to `to` go out in single calls.
+    pub fn offloads(&self, to: SocketAddr) -> bool {
+        self.offload && !self.plain.contains(&to)
+    }
+
+    /// Adds another socket of the same node: totals are summed, and of buffers
+    /// and offload what holds for both stays.
+    pub(crate) fn add(&mut self, more: &Self) {
+        self.counters.add(more.counters);
+        self.buffers.receive = self.buffers.receive.min(more.buffers.receive);
+        self.buffers.send = self.buffers.send.min(more.buffers.send);
+        self.offload &= more.offload;
+        if !more.plain.is_empty() {
+            Arc::make_mut(&mut self.plain).extend(more.plain.iter());
+        }
+    }
+}
+
 /// A bound, non-blocking UDP socket with its receive buffers.
 pub struct Udp {
     socket: UdpSocket,
     state: UdpSocketState,
     /// `BATCH_SIZE` slots; the system gives pages only as they are used.
     slots: Vec<u8>,
-    plain: HashSet<SocketAddr>,
+    /// Shared with the snapshots, and copied when it changes under one.
+    plain: Arc<HashSet<SocketAddr>>,
+    buffers: KernelBuffers,
     all_plain: bool,
     is_v6: bool,
     counters: UdpCounters,
@@ -102,7 +192,10 @@ impl Udp {
     }
 
     fn prepare(socket: Socket) -> io::Result<Self> {
-        enlarge_buffers(&socket);
+        let buffers = enlarge_buffers(&socket);
+        if let Some(shortfall) = buffers.shortfall() {
+            tracing::warn!("{shortfall}");
+        }
         let state = UdpSocketState::new((&socket).into())?;
         let socket = UdpSocket::from_std(socket.into())?;
         let is_v6 = socket.local_addr()?.is_ipv6();
@@ -110,7 +203,8 @@ impl Udp {
             socket,
             state,
             slots: vec![0; BATCH_SIZE * SLOT],
-            plain: HashSet::new(),
+            plain: Arc::default(),
+            buffers,
             all_plain: false,
             is_v6,
             counters: UdpCounters::default(),
@@ -126,9 +220,14 @@ impl Udp {
         self.socket.local_addr()
     }
 
-    /// What was counted so far.
-    pub fn counters(&self) -> UdpCounters {
-        self.counters
+    /// What was counted so far, and how the socket is set up.
+    pub fn status(&self) -> UdpStatus {
+        UdpStatus {
+            counters: self.counters,
+            buffers: self.buffers,
+            offload: !self.all_plain && self.state.max_gso_segments() > 1,
+            plain: Arc::clone(&self.plain),
+        }
     }
 
     /// Whether datagrams may be waiting.
@@ -189,7 +288,11 @@ impl Udp {
                 (&rest[..segment.min(rest.len())], None)
             };
             match self.send_call(batch.to, now, segment_size) {
-                Ok(()) => offset += now.len(),
+                Ok(()) => {
+                    offset += now.len();
+                    self.counters.sends += 1;
+                    self.counters.segments += now.len().div_ceil(segment) as u64;
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Sent::Blocked(offset),
                 Err(e) if offload && is_offload_error(&e) => self.refuse_offload(batch.to),
                 Err(e) => {
@@ -235,7 +338,7 @@ impl Udp {
         if self.plain.len() >= PLAIN_DESTINATIONS {
             self.all_plain = true;
         } else {
-            self.plain.insert(to);
+            Arc::make_mut(&mut self.plain).insert(to);
         }
         tracing::info!(%to, "segmentation offload refused; sending single datagrams there");
     }
@@ -268,8 +371,8 @@ pub(crate) fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 }
 
 /// Asks for large kernel buffers, past the system's limit where that is
-/// permitted, and says once what is missing.
-fn enlarge_buffers(socket: &Socket) {
+/// permitted; what was granted.
+fn enlarge_buffers(socket: &Socket) -> KernelBuffers {
     let reference = SockRef::from(socket);
     // Each may be refused; what came of it is read back below.
     let _ = reference.set_recv_buffer_size(KERNEL_BUFFER);
@@ -279,16 +382,12 @@ fn enlarge_buffers(socket: &Socket) {
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, KERNEL_BUFFER);
         let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(socket, KERNEL_BUFFER);
     }
-    // Linux reports twice what was granted.
-    let receive = reference.recv_buffer_size().unwrap_or(0);
-    let send = reference.send_buffer_size().unwrap_or(0);
-    if receive < KERNEL_BUFFER || send < KERNEL_BUFFER {
-        tracing::info!(
-            receive,
-            send,
-            wanted = KERNEL_BUFFER,
-            "kernel UDP buffers are smaller than wanted; net.core.rmem_max and wmem_max limit them"
-        );
+    // Linux reports twice what was granted (socket(7), SO_RCVBUF).
+    let doubled = if cfg!(target_os = "linux") { 2 } else { 1 };
+    KernelBuffers {
+        wanted: KERNEL_BUFFER,
+        receive: reference.recv_buffer_size().unwrap_or(0) / doubled,
+        send: reference.send_buffer_size().unwrap_or(0) / doubled,
     }
 }
 
@@ -334,6 +433,8 @@ mod tests {
         let got = receive_all(&mut b, 4).await;
         let lens: Vec<usize> = got.iter().map(|(_, d)| d.len()).collect();
         assert_eq!(lens, [1000, 1000, 1000, 500]);
+        let sends = if a.status().offloads(to) { 1 } else { 4 };
+        assert_eq!((a.counters.sends, a.counters.segments), (sends, 4));
         assert_eq!(got.iter().flat_map(|(_, d)| d.clone()).collect::<Vec<u8>>(), contents);
         assert!(got.iter().all(|(from, _)| *from == a.local_addr().unwrap()));
     }
@@ -342,13 +443,16 @@ mod tests {
     async fn a_destination_without_offload_gets_single_datagrams() {
         let (mut a, mut b) = (bound().await, bound().await);
         let to = b.local_addr().unwrap();
+        let before = a.status();
         a.refuse_offload(to);
-        assert!(!a.may_offload(to));
+        assert!(!a.may_offload(to) && !a.status().offloads(to));
+        assert_eq!(before.offloads(to), a.state.max_gso_segments() > 1, "a snapshot stays");
         let contents = vec![7; 2500];
         let batch = Transmit { to, len: 2500, segment: 1000 };
         assert_eq!(a.send(batch, &contents, 0), Sent::All);
         let lens: Vec<usize> = receive_all(&mut b, 3).await.iter().map(|(_, d)| d.len()).collect();
         assert_eq!(lens, [1000, 1000, 500]);
+        assert_eq!((a.counters.sends, a.counters.segments), (3, 3));
     }
 
     #[tokio::test]
@@ -358,10 +462,31 @@ mod tests {
         let contents = vec![1; 65_536];
         let batch = Transmit { to, len: 65_536, segment: 65_536 };
         assert_eq!(a.send(batch, &contents, 0), Sent::All);
-        assert_eq!(a.counters().too_large, 1);
+        assert_eq!(a.counters.too_large, 1);
+        assert_eq!((a.counters.sends, a.counters.segments), (0, 0));
         let small = Transmit { to, len: 3, segment: 3 };
         assert_eq!(a.send(small, &contents, 0), Sent::All);
         assert_eq!(receive_all(&mut b, 1).await[0].1, [1, 1, 1]);
+    }
+
+    #[test]
+    fn missing_kernel_buffers_are_named_with_what_to_do() {
+        let granted = |receive, send| KernelBuffers { wanted: 8_388_608, receive, send };
+        assert_eq!(granted(8_388_608, 9_000_000).shortfall(), None);
+        let text = granted(212_992, 212_992).shortfall().unwrap();
+        let command = "sysctl -w net.core.rmem_max=8388608 net.core.wmem_max=8388608";
+        assert!(text.contains("212992 of 8388608 bytes to receive"), "{text}");
+        assert!(text.contains("212992 of 8388608 bytes to send"), "{text}");
+        assert!(text.ends_with(command), "{text}");
+        let text = granted(8_388_608, 212_992).shortfall().unwrap();
+        assert!(!text.contains("rmem_max") && text.contains("wmem_max=8388608"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn the_buffers_granted_are_known() {
+        let buffers = bound().await.status().buffers;
+        assert_eq!(buffers.wanted, KERNEL_BUFFER);
+        assert!(buffers.receive > 0 && buffers.send > 0, "{buffers:?}");
     }
 
     #[tokio::test]

@@ -1,8 +1,8 @@
 //! The program itself: how it starts without a registry, how it ends, and the
 //! one line it says when it cannot start.
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::UdpSocket;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -148,6 +148,28 @@ fn a_used_port_is_named() {
     let address = taken.local_addr().unwrap().to_string();
     let line = Place::new().refused(&["-listen", &address]);
     assert!(line.contains(&address) && line.contains("listen"), "{line}");
+}
+
+#[test]
+fn metrics_are_served_where_asked_for() {
+    let place = Place::new();
+    assert_eq!(place.start(&[]).ready.get("metrics"), None, "off by default");
+    let daemon = place.start(&["-metrics-listen", "127.0.0.1:0"]);
+    let address = daemon.ready["metrics"].as_str().unwrap();
+    let ask = |path: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(ask("/metrics").contains("\npilot_registry_up 0\n"));
+    assert!(ask("/healthz").ends_with("\r\n\r\nok\n"));
+    let other = Place::new();
+    let line = other.refused(&["-metrics-listen", address]);
+    assert!(line.contains("metrics-listen") && line.contains(address), "{line}");
+    let line = other.refused(&["-metrics-listen", "0.0.0.0:0"]);
+    assert!(line.contains("metrics-allow-remote"), "{line}");
 }
 
 #[test]

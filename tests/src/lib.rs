@@ -6,3 +6,4 @@ pub mod fuzz;
 pub mod harness;
 pub mod impair;
 pub mod peer;
+pub mod plot;

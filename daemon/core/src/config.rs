@@ -10,6 +10,8 @@ pub enum CongestionControl {
     Cubic,
     /// NewReno, as the published protocol describes it.
     NewReno,
+    /// BBR version 3 (draft-ietf-ccwg-bbr).
+    Bbr,
 }
 
 /// What a core may use and how long it waits. Every field has a default; the
@@ -27,8 +29,11 @@ pub struct Config {
     pub syn_rate_per_node: u32,
     /// Send buffer per stream, in bytes: written and not yet acknowledged.
     pub send_buffer: usize,
-    /// Receive buffer per stream, in bytes: received and not yet read.
+    /// Largest receive buffer of a stream, in bytes: received and not yet read.
     pub receive_buffer: usize,
+    /// What of it a stream starts with; it grows while the peer makes use of it
+    /// within a round trip.
+    pub initial_window: usize,
     /// Largest stream payload per segment offered to our own peers, in bytes.
     /// The path may allow less.
     pub max_segment: u16,
@@ -93,7 +98,8 @@ impl Default for Config {
             syn_rate: 1000,
             syn_rate_per_node: 500,
             send_buffer: 4 << 20,
-            receive_buffer: 4 << 20,
+            receive_buffer: 16 << 20,
+            initial_window: 1 << 20,
             max_segment: u16::MAX,
             keepalive: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(120),

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
-use pilot_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
+use pilot_wire::beacon::RELAY_HEADER_LEN;
+use pilot_wire::packet::{Flags, Header, Protocol};
 use pilot_wire::tunnel::AuthKey;
 use pilot_wire::{Address, NodeId, SocketAddress};
 use rand::rngs::StdRng;
@@ -17,16 +18,16 @@ use rand::{RngExt, SeedableRng};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
-use crate::config::Config;
+use crate::config::{Config, CongestionControl};
 use crate::event::{CloseReason, DialFailure, Event, Input, Permission, Read, Refusal, StreamId};
 use crate::info::{Counters, PeerInfo, StreamInfo};
 use crate::peer::{Outgoing, Peer};
 use crate::ports::{Bucket, Ports};
 use crate::receive::Via;
-use crate::stream::{Remains, State, Stream};
+use crate::stream::{Remains, Rooms, State, Stream};
 use crate::time::Time;
 use crate::timer::{Owner, Timers};
-use crate::tunnel::FRAME_OVERHEAD;
+use crate::tunnel::Shape;
 
 /// Key exchange frames whose signature is checked, per second; those beyond
 /// are dropped, so that a flood of them does not take the processor.
@@ -321,6 +322,12 @@ impl Core {
         self.with_stream(stream, |s| s.set_no_delay(on));
     }
 
+    /// Gives a stream another congestion controller, which starts with its
+    /// initial window.
+    pub fn set_congestion(&mut self, stream: StreamId, kind: CongestionControl) {
+        self.with_stream(stream, |s| s.set_congestion(kind));
+    }
+
     /// Ends every stream in good order, as [`Core::shutdown`] does.
     pub fn shutdown_all(&mut self, now: Time) {
         for slot in self.slots(|_| true) {
@@ -391,10 +398,23 @@ impl Core {
         Ok(())
     }
 
-    /// Largest packet payload that the path to a peer takes now.
+    /// Largest packet payload that the path to a peer takes now, in a published
+    /// frame. The relay header has room in it, so that segments, which published
+    /// peers do not let us cut again, still pass when the path changes to the
+    /// relay.
     pub(crate) fn max_payload(&self, peer: usize) -> usize {
         let path = &self.peers[peer].path;
-        path.mtu.current() - HEADER_LEN - FRAME_OVERHEAD - pilot_wire::beacon::RELAY_HEADER_LEN
+        path.mtu.current() - Shape::Published.overhead() - RELAY_HEADER_LEN
+    }
+
+    /// What stream packets may carry to a peer now, by form of frame.
+    pub(crate) fn rooms(&self, peer: usize) -> Rooms {
+        let path = &self.peers[peer].path;
+        let relay = if path.relay { RELAY_HEADER_LEN } else { 0 };
+        Rooms {
+            published: self.max_payload(peer),
+            compact: path.mtu.current() - Shape::Compact.overhead() - relay,
+        }
     }
 
     /// Queues a packet outside any stream.
@@ -564,6 +584,8 @@ impl Core {
     pub fn streams(&self) -> Vec<StreamInfo> {
         let info = |s: &Stream| {
             let mut info = StreamInfo::new(s.id, s.local.port, s.remote, s.state_name());
+            let peer = self.peer_slots.get(&s.remote.address.node);
+            info.path_mtu = peer.map_or(0, |&slot| self.peers[slot].path.mtu.current());
             s.describe(&mut info);
             info
         };

@@ -80,15 +80,34 @@ pub struct StreamInfo {
     pub sack_sent: u64,
     /// Duplicate acknowledgements received.
     pub dup_acks: u64,
+    /// Bytes of UDP payload in use on the path to the peer; zero while there is
+    /// none.
+    pub path_mtu: usize,
+    /// Payload bytes of a full segment; zero before it is known.
+    pub mss: usize,
+    /// Name of the congestion controller: `cubic`, `newreno` or `bbr`.
+    pub congestion: &'static str,
+    /// Payload bytes that arrived per second, as acknowledgements show it; zero
+    /// before the first sample.
+    pub delivery_rate: u64,
+    /// Payload bytes sent per second at most; zero when sending is not paced.
+    pub pacing_rate: u64,
+    /// Shortest round-trip time measured; zero before the first sample.
+    pub min_rtt: Duration,
+    /// Retransmission timeout now, with back-off.
+    pub rto: Duration,
+    /// Retransmission timeouts.
+    pub timeouts: u64,
+    /// Retransmissions that turned out to be needless and were undone.
+    pub spurious: u64,
+    /// Segments per batch handed to the socket, on average; zero before the
+    /// first.
+    pub gso_batch: f64,
 }
 
 impl StreamInfo {
-    pub(crate) fn new(
-        id: StreamId,
-        local_port: u16,
-        remote: SocketAddress,
-        state: &'static str,
-    ) -> Self {
+    /// A stream of which nothing is known or counted yet.
+    pub fn new(id: StreamId, local_port: u16, remote: SocketAddress, state: &'static str) -> Self {
         Self {
             id,
             local_port,
@@ -114,6 +133,16 @@ impl StreamInfo {
             sack_recv: 0,
             sack_sent: 0,
             dup_acks: 0,
+            path_mtu: 0,
+            mss: 0,
+            congestion: "cubic",
+            delivery_rate: 0,
+            pacing_rate: 0,
+            min_rtt: Duration::ZERO,
+            rto: Duration::ZERO,
+            timeouts: 0,
+            spurious: 0,
+            gso_batch: 0.0,
         }
     }
 
@@ -127,6 +156,11 @@ impl StreamInfo {
         self.sack_recv = s.sack_recv;
         self.sack_sent = s.sack_sent;
         self.dup_acks = s.dup_acks;
+        self.timeouts = s.timeouts;
+        self.spurious = s.spurious;
+        if s.batches > 0 {
+            self.gso_batch = s.batched as f64 / s.batches as f64;
+        }
     }
 }
 
@@ -148,6 +182,18 @@ impl Counters {
     /// Packets refused by `rule`.
     pub fn refused(&self, rule: Refusal) -> u64 {
         self.refused[rule as usize]
+    }
+
+    /// Adds the totals of another core.
+    pub fn add(&mut self, more: &Self) {
+        let Self { bytes_sent, bytes_recv, pkts_sent, pkts_recv, refused } = more;
+        self.bytes_sent += bytes_sent;
+        self.bytes_recv += bytes_recv;
+        self.pkts_sent += pkts_sent;
+        self.pkts_recv += pkts_recv;
+        for (sum, more) in self.refused.iter_mut().zip(refused) {
+            *sum += more;
+        }
     }
 
     pub(crate) fn refuse(&mut self, rule: Refusal) {

@@ -9,9 +9,7 @@ use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
 use pilot_wire::beacon::{DELIVER_HEADER_LEN, Message, TYPE_LIMIT};
 use pilot_wire::packet::{Flags, Header, Packet, Protocol, port};
-use pilot_wire::tunnel::{
-    AuthKey, Ed25519Public, Frame, MAGIC_PUNCH, Nonce, SEALED_HEADER_LEN, auth_challenge,
-};
+use pilot_wire::tunnel::{AuthKey, Ed25519Public, Frame, MAGIC_PUNCH, Nonce, auth_challenge};
 use pilot_wire::{Address, NodeId, SocketAddress};
 use rand::RngExt;
 
@@ -20,7 +18,7 @@ use crate::event::{Event, Permission, Refusal};
 use crate::peer::Outgoing;
 use crate::stream::{Reaction, State, Stream};
 use crate::time::Time;
-use crate::tunnel::{Accepted, OpenError};
+use crate::tunnel::{Accepted, OpenError, Shape, Tunnel};
 
 /// Exchange frames that may wait for a key at once; those beyond are dropped.
 const MAX_PENDING_KEYS: usize = 256;
@@ -75,7 +73,13 @@ impl Core {
     /// Step 2: what kind of frame.
     fn on_frame(&mut self, data: &mut [u8], via: Via, now: Time) {
         match Frame::parse(data) {
-            Ok(Frame::Sealed { sender, nonce }) => self.on_sealed(data, sender, nonce, via, now),
+            Ok(Frame::Sealed { sender, nonce }) => {
+                self.on_sealed(data, sender, |_| nonce, Shape::Published, via, now);
+            }
+            Ok(Frame::Compact { sender, prefix, counter }) => {
+                let nonce = |tunnel: &Tunnel| tunnel.whole_nonce(prefix, counter);
+                self.on_sealed(data, sender, nonce, Shape::Compact, via, now);
+            }
             Ok(Frame::AuthKey(frame)) => self.on_auth_key(frame, via, now),
             // Nothing is lost: a published peer repeats the packet encrypted.
             Ok(Frame::Plain(_) | Frame::Key { .. }) => {
@@ -87,7 +91,15 @@ impl Core {
     }
 
     /// Step 3: open with the sender's key, in place.
-    fn on_sealed(&mut self, data: &mut [u8], sender: NodeId, nonce: Nonce, via: Via, now: Time) {
+    fn on_sealed(
+        &mut self,
+        data: &mut [u8],
+        sender: NodeId,
+        nonce: impl Fn(&Tunnel) -> Nonce,
+        shape: Shape,
+        via: Via,
+        now: Time,
+    ) {
         let Some(local) = self.local else { return };
         if self.permissions.get(&sender) == Some(&Permission::Blocked) {
             return self.refuse(Refusal::Blocked, Some(sender), 0, now);
@@ -99,8 +111,9 @@ impl Core {
             return self.on_unknown_sealed(sender, via, now);
         };
         let len = data.len();
-        let body = &mut data[SEALED_HEADER_LEN..];
-        let (bytes, newest) = match self.peers[slot].tunnel.open(nonce, body) {
+        let body = &mut data[shape.header_len()..];
+        let tunnel = &mut self.peers[slot].tunnel;
+        let (bytes, newest) = match tunnel.open(nonce(tunnel), shape, body) {
             Ok(opened) => opened,
             Err(OpenError::Replay) => return self.refuse(Refusal::Replay, Some(sender), 0, now),
             Err(OpenError::Tag | OpenError::TooManyPrefixes) => {
@@ -113,7 +126,11 @@ impl Core {
                 return self.refuse(Refusal::Undecryptable, Some(sender), 0, now);
             }
         };
-        let Ok(packet) = Packet::decode(bytes) else {
+        let decoded = match shape {
+            Shape::Published => Packet::decode(bytes),
+            Shape::Compact => Packet::decode_compact(bytes, sender, local),
+        };
+        let Ok(packet) = decoded else {
             return self.refuse(Refusal::Malformed, Some(sender), 0, now);
         };
         let header = &packet.header;

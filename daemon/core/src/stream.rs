@@ -12,6 +12,9 @@
 
 mod close;
 mod congestion;
+mod pacer;
+mod ranges;
+mod recovery;
 mod recv;
 mod rtt;
 mod send;
@@ -22,14 +25,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 pub(crate) use close::Remains;
-use congestion::{Controller, Cubic, NewReno, Sample};
+use congestion::{Controller, controller};
+use pacer::Pacer;
 use pilot_wire::SocketAddress;
 use pilot_wire::options::Options;
 use pilot_wire::packet::{Flags, Header, Protocol};
 use pilot_wire::sack::Blocks;
+use recovery::Recovery;
 use recv::RecvSide;
 use rtt::Rtt;
-use send::{Acked, SendSide};
+use send::SendSide;
+pub(crate) use transmit::Rooms;
 
 use crate::config::{Config, CongestionControl};
 use crate::event::{CloseReason, DialFailure, Event, Read, StreamId};
@@ -85,6 +91,13 @@ pub(crate) struct Stats {
     pub(crate) sack_recv: u64,
     pub(crate) sack_sent: u64,
     pub(crate) dup_acks: u64,
+    /// Retransmission timeouts.
+    pub(crate) timeouts: u64,
+    /// Loss episodes that turned out to have been none.
+    pub(crate) spurious: u64,
+    /// Batches that carried data of this stream, and its segments in them.
+    pub(crate) batches: u64,
+    pub(crate) batched: u64,
 }
 
 #[derive(Debug)]
@@ -136,10 +149,12 @@ pub(crate) struct Stream {
     read_interest: bool,
     freed: usize,
 
-    recovery: Option<u64>,
-    /// The recovery began with a timeout: the window grows from one segment.
-    timeout_recovery: bool,
+    recovery: Recovery,
     duplicates: u32,
+    pacer: Pacer,
+    /// The last measured rate, in bytes per second, that the application did
+    /// not limit.
+    delivery_rate: u64,
     timers: timers::Timers,
 }
 
@@ -166,12 +181,9 @@ impl Stream {
             iss: 0,
             irs: 0,
             send: SendSide::default(),
-            recv: RecvSide::new(config.receive_buffer),
+            recv: RecvSide::new(config.initial_window, config.receive_buffer),
             rtt: Rtt::default(),
-            congestion: match config.congestion {
-                CongestionControl::Cubic => Box::new(Cubic::new()),
-                CongestionControl::NewReno => Box::new(NewReno::new()),
-            },
+            congestion: controller(config.congestion, id.0),
             right_edge: 0,
             peer_segments: 1,
             peer_window: 0,
@@ -189,9 +201,10 @@ impl Stream {
             closed_announced: false,
             read_interest: true,
             freed: 0,
-            recovery: None,
-            timeout_recovery: false,
+            recovery: Recovery::default(),
             duplicates: 0,
+            pacer: Pacer::default(),
+            delivery_rate: 0,
             timers: timers::Timers::new(config, now),
         }
     }
@@ -281,16 +294,14 @@ impl Stream {
             stream_ack: true,
             half_close: true,
             byte_window: true,
+            compact: true,
         }
     }
 
     // ---- numbers -------------------------------------------------------
 
     fn seq_of(&self, offset: u64) -> u32 {
-        // Sequence numbers wrap: the low half of the offset is what counts.
-        #[expect(clippy::cast_possible_truncation, reason = "modulo 2^32 by design")]
-        let low = offset as u32;
-        self.iss.wrapping_add(1).wrapping_add(low)
+        seq_after(self.iss, offset)
     }
 
     /// Offset that an acknowledgement number stands for, relative to the last.
@@ -307,9 +318,7 @@ impl Stream {
     }
 
     fn receive_seq(&self, offset: u64) -> u32 {
-        #[expect(clippy::cast_possible_truncation, reason = "modulo 2^32 by design")]
-        let low = offset as u32;
-        self.irs.wrapping_add(1).wrapping_add(low)
+        seq_after(self.irs, offset)
     }
 
     /// The acknowledgement number to send now.
@@ -357,6 +366,22 @@ impl Stream {
         self.no_delay = on;
     }
 
+    /// Another congestion controller from now on; it starts with its initial
+    /// window.
+    pub(crate) fn set_congestion(&mut self, kind: CongestionControl) {
+        self.congestion = controller(kind, self.id.0);
+        self.pacer = Pacer::default();
+        if self.timers.last_segment > 0 {
+            self.congestion.on_segment_size(self.timers.last_segment);
+        }
+    }
+
+    /// A batch with `segments` of this stream leaves.
+    pub(crate) fn note_batch(&mut self, segments: u64) {
+        self.stats.batches += 1;
+        self.stats.batched += segments;
+    }
+
     // ---- packets ---------------------------------------------------------
 
     /// A packet of this stream, neither a plain SYN nor a RST.
@@ -370,6 +395,7 @@ impl Stream {
             return Reaction::OutOfState;
         }
         self.timers.heard(now);
+        self.timers.answered(&mut self.rtt, now);
         self.stats.segs_recv += 1;
         if self.state == State::TimeWait {
             self.late_packet(header);
@@ -436,54 +462,6 @@ impl Stream {
         })
     }
 
-    fn on_ack(
-        &mut self,
-        header: &Header,
-        blocks: Option<&Blocks>,
-        pure: bool,
-        now: Time,
-    ) -> Reaction {
-        let fin = u64::from(self.ours.is_some() && matches!(self.fin, Fin::Sent | Fin::Acked));
-        let Some(mut ack) = self.ack_offset(header.ack) else { return Reaction::OutOfState };
-        if ack > self.send.next() + fin {
-            self.recv.demand_ack();
-            return Reaction::OutOfState;
-        }
-        if ack > self.send.next() {
-            ack = self.send.next();
-            self.fin = Fin::Acked;
-        }
-        let stale = ack < self.send.una();
-        if !stale {
-            self.update_window(header, ack);
-        }
-        let in_flight = self.send.in_flight();
-        let duplicate = !stale
-            && ack == self.send.una()
-            && pure
-            && self.send.segments() > 0
-            && header.window == self.peer_window;
-        self.peer_window = header.window;
-        let min_rtt = self.rtt.min();
-        let mut acked = Acked::default();
-        if ack > self.send.una() {
-            acked = self.send.acknowledge(ack, min_rtt, now);
-        }
-        for block in blocks.map_or(&[][..], Blocks::as_slice) {
-            self.stats.sack_recv += 1;
-            if let (Some(l), Some(r)) = (self.ack_offset(block.left), self.ack_offset(block.right))
-            {
-                self.send.sack((l, r), min_rtt, now, &mut acked);
-            }
-        }
-        if duplicate {
-            self.stats.dup_acks += 1;
-            self.duplicates += 1;
-        }
-        self.after_ack(&acked, in_flight, blocks.is_none(), now);
-        Reaction::None
-    }
-
     fn update_window(&mut self, header: &Header, ack: u64) {
         if self.ours.is_some() {
             let edge = ack + u64::from(header.window) * WINDOW_UNIT;
@@ -495,55 +473,6 @@ impl Stream {
             // Zero means "no limit" to a published peer, and keepalives carry
             // it: never more than it last offered.
             self.peer_segments = header.window;
-        }
-    }
-
-    fn after_ack(&mut self, acked: &Acked, in_flight: usize, no_list: bool, now: Time) {
-        let segment = self.segment_guess();
-        if let Some(rtt) = acked.rtt {
-            self.rtt.sample(rtt);
-        }
-        if acked.freed > 0 {
-            self.freed += acked.freed;
-            self.duplicates = 0;
-            self.rtt.reset_backoff();
-            self.timers.progress(now);
-        }
-        let mut lost = self.send.detect_losses(&self.rtt, now);
-        if no_list && self.duplicates == DUPLICATE_THRESHOLD {
-            lost += self.send.lose_first();
-        }
-        if self.recovery.is_some_and(|point| self.send.una() >= point) {
-            self.recovery = None;
-            self.timeout_recovery = false;
-        }
-        if lost > 0 {
-            self.stats.fast_retx += 1;
-            self.enter_recovery(in_flight, segment, now);
-        }
-        let growing = self.recovery.is_none() || self.timeout_recovery;
-        if acked.delivered > 0 && growing {
-            self.congestion.on_ack(Sample {
-                now,
-                acked: acked.delivered,
-                segment,
-                rtt: acked.rtt,
-                smoothed: self.rtt.smoothed().unwrap_or_default(),
-                una: self.send.una(),
-                next: self.send.next(),
-                // Half a window in flight: batches never fill it to the byte.
-                limited: in_flight * 2 >= self.congestion.window(),
-            });
-        }
-        if acked.delivered > 0 || self.fin == Fin::Acked {
-            self.rearm(now);
-        }
-    }
-
-    fn enter_recovery(&mut self, in_flight: usize, segment: usize, now: Time) {
-        if self.recovery.is_none() {
-            self.recovery = Some(self.send.next());
-            self.congestion.on_loss(in_flight, segment, now);
         }
     }
 
@@ -572,6 +501,7 @@ impl Stream {
         let offset = u64::try_from(offset).unwrap_or(0);
         let taken = self.recv.insert(offset, &payload[skip..], self.ours.is_none(), now);
         self.stats.bytes_recv += taken as u64;
+        self.recv.tune(self.rtt.min(), now);
         if self.released {
             self.recv.discard();
         }
@@ -636,7 +566,21 @@ impl Stream {
             usize::from(self.peer_segments) * PUBLISHED_SEGMENT
         };
         info.recv_win = self.recv.free();
-        info.in_recovery = self.recovery.is_some();
+        info.in_recovery = self.recovery.active();
+        info.congestion = self.congestion.name();
+        info.mss = self.timers.last_segment;
+        info.delivery_rate = self.delivery_rate;
+        info.pacing_rate = self.congestion.pacing(self.rtt.smoothed()).unwrap_or(0);
+        info.min_rtt = self.rtt.min().unwrap_or(Duration::ZERO);
+        info.rto = self.rtt.timeout();
         info.stats_from(&self.stats);
     }
+}
+
+/// The sequence number of `offset` in a stream that started with `initial`.
+fn seq_after(initial: u32, offset: u64) -> u32 {
+    // Sequence numbers wrap: the low half of the offset is what counts.
+    #[expect(clippy::cast_possible_truncation, reason = "modulo 2^32 by design")]
+    let low = offset as u32;
+    initial.wrapping_add(1).wrapping_add(low)
 }

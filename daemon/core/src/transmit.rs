@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pilot_wire::beacon::{Message, RELAY_HEADER_LEN, relay_header};
-use pilot_wire::packet::{Flags, HEADER_LEN, Header, Protocol, port};
+use pilot_wire::packet::{COMPACT_LEN, Flags, HEADER_LEN, Header, Protocol, port};
 use pilot_wire::tunnel::{SEALED_HEADER_LEN, TAG_LEN};
 use rand::RngExt;
 
@@ -15,8 +15,8 @@ use crate::peer::Outgoing;
 use crate::receive::{TOKEN_LEN, Via};
 use crate::time::Time;
 use crate::timer::Owner;
-use crate::tunnel::FRAME_OVERHEAD;
 use crate::tunnel::path::Route;
+use crate::tunnel::{FRAME_OVERHEAD, Shape};
 
 /// Segments per call that the kernel takes (UDP_MAX_SEGMENTS).
 const MAX_SEGMENTS: usize = 64;
@@ -152,23 +152,24 @@ impl Core {
     /// Returns whether the batch goes to an address of its own.
     fn fill_outbox(&mut self, slot: usize, batch: &mut Batch, buffer: &mut Vec<u8>) -> bool {
         let local = self.local.unwrap_or_default();
-        let fitting = HEADER_LEN + self.max_payload(slot);
+        let fitting = Shape::Published.overhead() + self.max_payload(slot);
         let peer = &mut self.peers[slot];
         let via = peer.outbox.front().and_then(|o| o.via);
         while let Some(front) = peer.outbox.front() {
-            if front.via != via || !batch.fits(front.packet.len(), buffer) {
+            let len = FRAME_OVERHEAD + front.packet.len();
+            if front.via != via || !batch.fits(len, buffer) {
                 break;
             }
             // A probe that is too large takes nothing else down with it.
-            let probe = front.packet.len() > fitting;
+            let probe = len > fitting;
             if probe && batch.frames > 0 {
                 break;
             }
             let Some(Outgoing { packet, .. }) = peer.outbox.pop_front() else { break };
             let Some(session) = peer.tunnel.sending() else { break };
-            let frame = batch.push(packet.len(), buffer);
+            let frame = batch.push(len, buffer);
             frame[SEALED_HEADER_LEN..][..packet.len()].copy_from_slice(&packet);
-            session.seal(local, frame);
+            session.seal(local, Shape::Published, frame);
             if probe {
                 return true;
             }
@@ -178,13 +179,15 @@ impl Core {
 
     fn fill_streams(&mut self, slot: usize, batch: &mut Batch, buffer: &mut Vec<u8>, now: Time) {
         let local = self.local.unwrap_or_default();
-        let max_payload = self.max_payload(slot);
+        let rooms = self.rooms(slot);
         let mut over = Vec::new();
         let peer = &mut self.peers[slot];
         let Some(session) = peer.tunnel.sending() else { return };
+        // The stream that fills the batch, and its segments in it.
+        let mut run: (usize, u64) = (0, 0);
         while let Some(&index) = peer.ready.front() {
             let stream = &mut self.streams[index];
-            let Some(plan) = stream.plan(max_payload, now) else {
+            let Some(plan) = stream.plan(stream.room(rooms), now) else {
                 peer.ready.pop_front();
                 stream.queued = false;
                 let deadline = stream.deadline().map(|at| at.max(now + TIMER_STEP));
@@ -194,15 +197,37 @@ impl Core {
                 }
                 continue;
             };
-            if !batch.fits(HEADER_LEN + plan.len, buffer) {
+            let shape = stream.shape(&plan);
+            let len = shape.overhead() + plan.len;
+            if !batch.fits(len, buffer) {
                 break;
             }
-            let frame = batch.push(HEADER_LEN + plan.len, buffer);
+            let frame = batch.push(len, buffer);
             let end = frame.len() - TAG_LEN;
-            let packet = &mut frame[SEALED_HEADER_LEN..end];
-            let header = stream.emit(plan, &mut packet[HEADER_LEN..], now);
-            header.write(packet);
-            session.seal(local, frame);
+            let packet = &mut frame[shape.header_len()..end];
+            match shape {
+                Shape::Published => {
+                    let header = stream.emit(plan, &mut packet[HEADER_LEN..], now);
+                    header.write(packet);
+                }
+                Shape::Compact => {
+                    let header = stream.emit(plan, &mut packet[COMPACT_LEN..], now);
+                    if let Some(room) = packet.first_chunk_mut() {
+                        header.write_compact(room);
+                    }
+                }
+            }
+            session.seal(local, shape, frame);
+            if plan.len > 0 {
+                if run.0 != index && run.1 > 0 {
+                    self.streams[run.0].note_batch(run.1);
+                    run.1 = 0;
+                }
+                run = (index, run.1 + 1);
+            }
+        }
+        if run.1 > 0 {
+            self.streams[run.0].note_batch(run.1);
         }
         // The next batch starts with another stream.
         if peer.ready.len() > 1 {
@@ -493,9 +518,10 @@ impl Core {
 
     /// The path takes less: streams cut what they have in flight.
     pub(crate) fn shrink_streams(&mut self, slot: usize) {
-        let (node, max) = (self.peers[slot].node, self.max_payload(slot));
+        let (node, rooms) = (self.peers[slot].node, self.rooms(slot));
         for index in self.slots(|s| s.remote.address.node == node) {
-            self.streams[index].path_shrank(max);
+            let stream = &mut self.streams[index];
+            stream.path_shrank(stream.room(rooms));
             self.touch(index);
         }
     }
@@ -517,17 +543,18 @@ struct Batch {
 }
 
 impl Batch {
-    fn frame_len(&self, packet: usize) -> usize {
-        self.relay.map_or(0, |r| r.len()) + FRAME_OVERHEAD + packet
+    /// Length of a frame of `len` bytes on its way.
+    fn datagram_len(&self, len: usize) -> usize {
+        self.relay.map_or(0, |r| r.len()) + len
     }
 
     fn is_full(&self, buffer: &[u8]) -> bool {
         self.frames >= MAX_SEGMENTS || buffer.len() < self.segment * self.frames
     }
 
-    /// Whether a packet of this length may be the next frame.
-    fn fits(&self, packet: usize, buffer: &[u8]) -> bool {
-        let len = self.frame_len(packet);
+    /// Whether a frame of this length may be the next one.
+    fn fits(&self, frame: usize, buffer: &[u8]) -> bool {
+        let len = self.datagram_len(frame);
         self.frames == 0
             || (!self.is_full(buffer)
                 && len <= self.segment
@@ -535,8 +562,8 @@ impl Batch {
     }
 
     /// Room for one more frame, after the relay header if there is one.
-    fn push<'a>(&mut self, packet: usize, buffer: &'a mut Vec<u8>) -> &'a mut [u8] {
-        let len = self.frame_len(packet);
+    fn push<'a>(&mut self, frame: usize, buffer: &'a mut Vec<u8>) -> &'a mut [u8] {
+        let len = self.datagram_len(frame);
         let start = buffer.len();
         buffer.resize(start + len, 0);
         if self.frames == 0 {

@@ -11,7 +11,7 @@ mod replay;
 mod session;
 
 pub(crate) use exchange::{Accepted, Tunnel};
-pub(crate) use session::OpenError;
+pub(crate) use session::{OpenError, Shape};
 
 /// Bytes that the tunnel adds around a packet: frame header and tag.
 pub(crate) const FRAME_OVERHEAD: usize =

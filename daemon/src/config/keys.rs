@@ -63,6 +63,8 @@ pub(super) const KEYS: &[Key] = &[
     switch("registry-tls", "false", "not supported yet"),
     value("registry-fingerprint", "", "not supported yet"),
     value("webhook", "", "not supported yet"),
+    value("metrics-listen", "", "TCP address that serves /metrics and /healthz; empty = none"),
+    switch("metrics-allow-remote", "false", "let metrics-listen be reachable from other machines"),
     value("log-level", "info", "debug, info, warn or error"),
     value("log-format", "text", "text or json, to standard error"),
 ];

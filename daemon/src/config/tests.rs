@@ -109,6 +109,9 @@ fn what_is_wrong_in_a_file_is_named_with_its_line() {
         ("owner: x\ntime-wait: [1]\n", "time-wait"),
         ("owner: x\nidle-timeout: 100h5x\n", "idle-timeout"),
         ("owner: x\nmax-received-bytes: 5Q\n", "max-received-bytes"),
+        ("owner: x\nmetrics-listen: 0.0.0.0:9642\n", "metrics-listen"),
+        ("owner: x\nmetrics-listen: nowhere\n", "metrics-listen"),
+        ("owner: x\nmetrics-allow-remote: maybe\n", "metrics-allow-remote"),
     ];
     for (text, key) in bad {
         let line = refused_file(text);
@@ -162,6 +165,23 @@ fn sizes() {
     for bad in ["M", "-1", "1.5G", "5MB", "99999999999T", "5\u{b5}"] {
         assert_eq!(limit(bad), None, "{bad}");
     }
+}
+
+#[test]
+fn metrics_stay_on_this_machine_unless_told_otherwise() {
+    let listen = |args: &[&str]| config(args, &[]).map(|c| c.metrics_listen.map(|a| a.to_string()));
+    assert_eq!(listen(&[]).unwrap(), None);
+    for local in ["127.0.0.1:9642", "[::1]:9642", "127.3.2.1:0"] {
+        assert_eq!(listen(&["-metrics-listen", local]).unwrap().as_deref(), Some(local));
+    }
+    for remote in ["0.0.0.0:9642", "[::]:9642", "192.0.2.1:9642"] {
+        let line = listen(&["-metrics-listen", remote]).unwrap_err().to_string();
+        assert!(line.starts_with("flag -metrics-listen is ") && line.contains(remote), "{line}");
+        assert!(line.contains("metrics-allow-remote"), "{line}");
+        let allowed = listen(&["-metrics-listen", remote, "-metrics-allow-remote"]);
+        assert_eq!(allowed.unwrap().as_deref(), Some(remote));
+    }
+    assert!(listen(&["-metrics-listen", ":9642"]).is_err(), "that is every interface");
 }
 
 #[test]

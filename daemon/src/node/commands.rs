@@ -333,7 +333,7 @@ impl Hub {
     fn info(&mut self, client: &mut Client, tag: Option<u32>) {
         let uptime = self.started.elapsed().as_secs();
         let facts = self.plane.facts();
-        let mut value = info::info(&self.core, &facts, uptime, &self.counters, self.udp_counters);
+        let mut value = info::info(&self.core, &facts, uptime, &self.counters, &self.udp);
         if let Some((worker, edge)) = self.edge {
             info::of_worker(&mut value, worker, edge);
         }

@@ -10,6 +10,7 @@ use pilot_core::Permission;
 use pilot_wire::{NodeId, SocketAddress};
 use tokio::sync::{mpsc, oneshot};
 
+use super::snapshot::Snapshot;
 use crate::control::ControlEvent;
 use crate::service::LocalStream;
 use crate::workers::Spread;
@@ -47,6 +48,10 @@ pub(crate) enum Order {
     Control(ControlEvent),
     /// Serve this client as if it had come over the driver socket.
     Client(UnixStream),
+    Snapshot {
+        streams: usize,
+        answer: oneshot::Sender<Snapshot>,
+    },
     Shutdown {
         deadline: Duration,
         done: oneshot::Sender<()>,
@@ -127,6 +132,26 @@ impl NodeHandle {
     /// Has a worker serve a client.
     pub(crate) async fn serve_client(&self, worker: usize, client: UnixStream) {
         self.send(worker, Order::Client(client)).await;
+    }
+
+    /// The node as it is now, all workers together, with the details of at most
+    /// `streams` streams; `None` once a loop has ended.
+    pub async fn snapshot(&self, streams: usize) -> Option<Snapshot> {
+        let mut answers = Vec::new();
+        for worker in 0..self.orders.len() {
+            let (answer, taken) = oneshot::channel();
+            self.send(worker, Order::Snapshot { streams, answer }).await;
+            answers.push(taken);
+        }
+        let mut all: Option<Snapshot> = None;
+        for taken in answers {
+            let one = taken.await.ok()?;
+            match &mut all {
+                Some(all) => all.add(one, streams),
+                None => all = Some(one),
+            }
+        }
+        all
     }
 
     /// Ends every stream after its data and then the loop; returns when the

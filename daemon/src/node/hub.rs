@@ -16,7 +16,7 @@ use super::plane::{Plane, Refused};
 use super::ready::{Notifier, ReadyList, Token};
 use crate::ipc::client::{Client, DATA_BOUND, Tag};
 use crate::service::{LocalStream, Outgoing, Service, StreamShared};
-use crate::udp::UdpCounters;
+use crate::udp::UdpStatus;
 use crate::workers::EdgeCounters;
 
 /// Bytes of one connection passed on before it is the next one's turn.
@@ -60,7 +60,7 @@ pub(crate) struct Hub {
     pub(crate) ended: Ended,
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) counters: LoopCounters,
-    pub(crate) udp_counters: UdpCounters,
+    pub(crate) udp: UdpStatus,
     /// Which worker this is and what came to its socket by mistake, when there
     /// are several.
     pub(crate) edge: Option<(usize, EdgeCounters)>,
@@ -91,7 +91,7 @@ impl Hub {
             ended: Ended::default(),
             ready: Arc::default(),
             counters: LoopCounters::default(),
-            udp_counters: UdpCounters::default(),
+            udp: UdpStatus::default(),
             edge: None,
             started: Instant::now(),
             ending: false,

@@ -6,7 +6,7 @@ use pilot_wire::{Address, NodeId};
 use serde_json::{Map, Value, json};
 
 use super::hub::LoopCounters;
-use crate::udp::UdpCounters;
+use crate::udp::UdpStatus;
 use crate::workers::EdgeCounters;
 
 /// What the control plane knows of this node.
@@ -33,8 +33,8 @@ pub struct NodeFacts {
 
 /// Connections and peers listed; the counts have them all. So that the answer
 /// fits a message.
-const LISTED_CONNECTIONS: usize = 1200;
-const LISTED_PEERS: usize = 1200;
+const LISTED_CONNECTIONS: usize = 800;
+const LISTED_PEERS: usize = 800;
 
 /// The whole answer.
 pub(crate) fn info(
@@ -42,7 +42,7 @@ pub(crate) fn info(
     facts: &NodeFacts,
     uptime_secs: u64,
     counters: &LoopCounters,
-    udp: UdpCounters,
+    udp: &UdpStatus,
 ) -> Value {
     let peers = core.peers();
     let streams = core.streams();
@@ -71,7 +71,7 @@ pub(crate) fn info(
         "bytes_recv": core_counters.bytes_recv,
         "pkts_sent": core_counters.pkts_sent,
         "pkts_recv": core_counters.pkts_recv,
-        "peer_list": peers.iter().take(LISTED_PEERS).map(peer).collect::<Vec<_>>(),
+        "peer_list": peers.iter().take(LISTED_PEERS).map(|p| peer(p, udp)).collect::<Vec<_>>(),
         "conn_list": streams.iter().take(LISTED_CONNECTIONS).map(connection).collect::<Vec<_>>(),
         "version": env!("CARGO_PKG_VERSION"),
         "public": facts.public,
@@ -80,10 +80,16 @@ pub(crate) fn info(
         "clients": counters.clients,
         "datagrams_dropped": counters.datagrams_dropped,
         "udp": {
-            "too_large": udp.too_large,
-            "send_errors": udp.send_errors,
-            "receive_errors": udp.receive_errors,
-            "offload_refused": udp.offload_refused,
+            "sends": udp.counters.sends,
+            "segments": udp.counters.segments,
+            "too_large": udp.counters.too_large,
+            "send_errors": udp.counters.send_errors,
+            "receive_errors": udp.counters.receive_errors,
+            "offload_refused": udp.counters.offload_refused,
+            "buffer_wanted": udp.buffers.wanted,
+            "receive_buffer": udp.buffers.receive,
+            "send_buffer": udp.buffers.send,
+            "buffer_shortfall": udp.buffers.shortfall(),
         },
     })
 }
@@ -115,13 +121,15 @@ pub(crate) fn of_worker(value: &mut Value, worker: usize, edge: EdgeCounters) {
     value["udp"]["strayed_dropped"] = json!(edge.strayed_dropped);
 }
 
-fn peer(peer: &pilot_core::PeerInfo) -> Value {
+fn peer(peer: &pilot_core::PeerInfo, udp: &UdpStatus) -> Value {
     json!({
         "node_id": peer.node,
         "endpoint": peer.endpoint.map(|e| e.to_string()).unwrap_or_default(),
         "encrypted": peer.encrypted,
         "authenticated": peer.authenticated,
         "relay": peer.relay,
+        "path_mtu": peer.path_mtu,
+        "offload": peer.endpoint.map(|to| udp.offloads(to)),
     })
 }
 
@@ -137,7 +145,7 @@ fn connection(s: &pilot_core::StreamInfo) -> Value {
         "in_flight": s.in_flight,
         "srtt_ms": millis(s.srtt),
         "rttvar_ms": millis(s.rttvar),
-        "srtt_us": u64::try_from(s.srtt.as_micros()).unwrap_or(u64::MAX),
+        "srtt_us": micros(s.srtt),
         "unacked": s.unacked,
         "ooo_buf": s.ooo_buf,
         "peer_recv_win": s.peer_recv_win,
@@ -152,9 +160,94 @@ fn connection(s: &pilot_core::StreamInfo) -> Value {
         "sack_recv": s.sack_recv,
         "sack_sent": s.sack_sent,
         "dup_acks": s.dup_acks,
+        "path_mtu": s.path_mtu,
+        "mss": s.mss,
+        "congestion": s.congestion,
+        "delivery_rate": s.delivery_rate,
+        "pacing_rate": s.pacing_rate,
+        "min_rtt_us": micros(s.min_rtt),
+        "rto_ms": millis(s.rto),
+        "timeouts": s.timeouts,
+        "spurious": s.spurious,
+        "gso_batch": (s.gso_batch * 10.0).round() / 10.0,
     })
+}
+
+fn micros(d: std::time::Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn millis(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pilot_core::{PeerInfo, StreamId, StreamInfo};
+
+    use super::*;
+
+    /// A long-lived, busy stream: each figure with as many digits as it gets.
+    fn busy() -> StreamInfo {
+        let remote = Address::backbone(NodeId(u32::MAX)).port(65_535);
+        let mut s = StreamInfo::new(StreamId(u32::MAX), 65_535, remote, "ESTABLISHED");
+        for bytes in [
+            &mut s.cong_win,
+            &mut s.in_flight,
+            &mut s.peer_recv_win,
+            &mut s.recv_win,
+            &mut s.unacked,
+            &mut s.ooo_buf,
+            &mut s.path_mtu,
+            &mut s.mss,
+        ] {
+            *bytes = 99_999_999;
+        }
+        for count in [
+            &mut s.bytes_sent,
+            &mut s.bytes_recv,
+            &mut s.segs_sent,
+            &mut s.segs_recv,
+            &mut s.retransmits,
+            &mut s.fast_retx,
+            &mut s.sack_recv,
+            &mut s.sack_sent,
+            &mut s.dup_acks,
+            &mut s.delivery_rate,
+            &mut s.pacing_rate,
+            &mut s.timeouts,
+            &mut s.spurious,
+        ] {
+            *count = 999_999_999_999;
+        }
+        for time in [&mut s.srtt, &mut s.rttvar, &mut s.min_rtt, &mut s.rto] {
+            *time = Duration::from_millis(9_999);
+        }
+        // Before the first loss.
+        s.ssthresh = usize::MAX;
+        s.congestion = "newreno";
+        s.gso_batch = 12.345;
+        s
+    }
+
+    #[test]
+    fn full_lists_fit_a_message() {
+        let peer_info = PeerInfo {
+            node: NodeId(u32::MAX),
+            endpoint: Some("[2001:db8:1234:5678:9abc:def0:1234:5678]:65535".parse().unwrap()),
+            encrypted: false,
+            authenticated: false,
+            relay: false,
+            path_mtu: 65_507,
+            last_heard: None,
+        };
+        let one = connection(&busy());
+        assert_eq!(one["gso_batch"], 12.3);
+        let connections = (one.to_string().len() + 1) * LISTED_CONNECTIONS;
+        let peers = (peer(&peer_info, &UdpStatus::default()).to_string().len() + 1) * LISTED_PEERS;
+        // What is left is for the other keys.
+        assert!(connections + peers + 8192 < pilot_wire::ipc::MAX_MESSAGE, "{connections} {peers}");
+    }
 }

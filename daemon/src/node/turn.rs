@@ -22,6 +22,7 @@ use super::hub::{Answered, Hub, Listener};
 use super::plane::Plane;
 use super::ready::{ReadyList, Token};
 use super::requests::deliver;
+use super::snapshot::snapshot;
 use crate::control::ControlEvent;
 use crate::ipc::IpcListener;
 use crate::ipc::client::{COMMAND_BOUND, HARD_BOUND};
@@ -211,8 +212,10 @@ impl Node {
     fn serve_ready(&mut self) {
         let mut tokens = std::mem::take(&mut self.tokens);
         self.ready.take(&mut tokens);
-        self.hub.udp_counters = self.udp.counters();
-        self.hub.edge = self.edge.as_ref().map(|edge| (edge.worker(), edge.counters()));
+        if !tokens.is_empty() {
+            self.hub.udp = self.udp.status();
+            self.hub.edge = self.edge.as_ref().map(|edge| (edge.worker(), edge.counters()));
+        }
         for token in tokens.drain(..) {
             match token {
                 Token::Client(id) => self.serve_client(id),
@@ -362,6 +365,13 @@ impl Node {
             Order::Forget { node } => self.hub.core.forget_peer(node),
             Order::Control(event) => self.control(event, now),
             Order::Client(stream) => self.take_client(stream),
+            Order::Snapshot { streams, answer } => {
+                let registry_up = self.hub.plane.facts().registry["state"] == "up";
+                let (udp, uptime) = (self.udp.status(), self.hub.started.elapsed());
+                let Hub { core, counters, .. } = &self.hub;
+                // Nobody may wait any more.
+                let _ = answer.send(snapshot(core, uptime, registry_up, counters, udp, streams));
+            }
             Order::Shutdown { deadline, done } => self.begin_end(deadline, done),
         }
     }

@@ -99,12 +99,16 @@ mod tests {
         let from = SocketAddr::from(([127, 0, 0, 1], 9));
         let mut edges = edges(Spread::over(3));
         assert!(edges[2].keeps(from, b"PILS\0\0\0\x05..."));
+        assert!(edges[2].keeps(from, b"\xC1\0\0\x04\0\0\0\x05..."));
         assert!(!edges[2].keeps(from, b"PILS\0\0\0\x04..."));
+        assert!(!edges[2].keeps(from, b"\xC1\0\0\x05\0\0\0\x04..."));
         assert!(!edges[2].keeps(from, b"PILP"));
         assert_eq!(edges[1].take_strayed(), Some((from, b"PILS\0\0\0\x04...".to_vec())));
+        let compact = b"\xC1\0\0\x05\0\0\0\x04...".to_vec();
+        assert_eq!(edges[1].take_strayed(), Some((from, compact)));
         assert_eq!(edges[0].take_strayed(), Some((from, b"PILP".to_vec())));
         assert_eq!(edges[2].take_strayed(), None);
-        assert_eq!(edges[2].counters(), EdgeCounters { strayed: 2, strayed_dropped: 0 });
+        assert_eq!(edges[2].counters(), EdgeCounters { strayed: 3, strayed_dropped: 0 });
     }
 
     #[test]

@@ -3,7 +3,15 @@
 use serde_json::{Map, Value, json};
 
 /// What is the same in every worker, though it is a number: taken from one.
-const SAME: [&str; 4] = ["node_id", "uptime_secs", "ports", "clients"];
+const SAME: [&str; 7] = [
+    "node_id",
+    "uptime_secs",
+    "ports",
+    "clients",
+    "buffer_wanted",
+    "receive_buffer",
+    "send_buffer",
+];
 /// What the answer says of each worker on its own.
 const EACH: [&str; 6] =
     ["peers", "connections", "bytes_sent", "bytes_recv", "pkts_sent", "pkts_recv"];
@@ -66,8 +74,14 @@ mod tests {
                 "node_id": 7, "hostname": "a", "ports": 3, "uptime_secs": 60, "encrypt": true,
                 "peers": n, "bytes_sent": 100 * n, "refused": {"replay": n},
                 "registry": {"state": "up", "since_secs": 5},
-                "udp": {"send_errors": n, "strayed": n, "strayed_dropped": 0},
-                "peer_list": [{"node_id": n, "worker": n - 1}],
+                "udp": {
+                    "sends": n, "segments": 40 * n, "send_errors": n,
+                    "buffer_wanted": 8, "receive_buffer": 4, "send_buffer": 8,
+                    "buffer_shortfall": "4 of 8", "strayed": n, "strayed_dropped": 0,
+                },
+                "peer_list": [
+                    {"node_id": n, "worker": n - 1, "path_mtu": 1200 + n, "offload": n == 2},
+                ],
             })
         };
         let all = merge(vec![(0, answer(1)), (1, answer(2))]);
@@ -76,7 +90,12 @@ mod tests {
         assert_eq!((&all["peers"], &all["bytes_sent"]), (&json!(3), &json!(300)));
         assert_eq!((&all["refused"]["replay"], &all["udp"]["send_errors"]), (&json!(3), &json!(3)));
         assert_eq!(all["registry"], json!({"state": "up", "since_secs": 5}));
-        assert_eq!(all["peer_list"].as_array().map(Vec::len), Some(2));
+        let peer = |n: u64, m: u64, o: bool| json!({"node_id": n, "worker": n - 1, "path_mtu": m, "offload": o});
+        assert_eq!(all["peer_list"], json!([peer(1, 1201, false), peer(2, 1202, true)]));
+        assert_eq!((&all["udp"]["sends"], &all["udp"]["segments"]), (&json!(3), &json!(120)));
+        let buffers = ["buffer_wanted", "receive_buffer", "send_buffer", "buffer_shortfall"];
+        let buffers = buffers.map(|key| all["udp"][key].clone());
+        assert_eq!(buffers, [json!(8), json!(4), json!(8), json!("4 of 8")]);
         assert_eq!(all["workers"][1]["peers"], 2);
         assert_eq!(all["workers"][1]["strayed"], 2);
     }

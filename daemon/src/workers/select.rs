@@ -54,13 +54,13 @@ pub(crate) fn attach(_: &Socket, _: Spread) -> io::Result<()> {
 /// The instructions. A load beyond the datagram's end returns 0, the first
 /// worker, as the rule wants.
 #[cfg(target_os = "linux")]
-fn program(workers: u32) -> [libc::sock_filter; 13] {
+fn program(workers: u32) -> [libc::sock_filter; 14] {
     use libc::{
         BPF_A, BPF_ABS, BPF_ALU, BPF_B, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_MOD,
         BPF_RET, BPF_W,
     };
     use pilot_wire::beacon::{RELAY_DELIVER, TYPE_LIMIT};
-    use pilot_wire::tunnel::{MAGIC_AUTH_KEY, MAGIC_KEY, MAGIC_SEALED};
+    use pilot_wire::tunnel::{COMPACT, MAGIC_AUTH_KEY, MAGIC_KEY, MAGIC_SEALED};
 
     let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let byte = |at| step(BPF_LD | BPF_B | BPF_ABS, 0, 0, at);
@@ -69,8 +69,9 @@ fn program(workers: u32) -> [libc::sock_filter; 13] {
     let magic = u32::from_be_bytes;
     [
         byte(0),
+        is(COMPACT.into(), 8, 0), // to the sender
         step(BPF_JMP | BPF_JGE | BPF_K, 3, 0, TYPE_LIMIT.into()), // to the tunnel's frames
-        is(RELAY_DELIVER.into(), 0, 9),                           // else to the end
+        is(RELAY_DELIVER.into(), 0, 9), // else to the end
         word(1),
         step(BPF_JMP | BPF_JA, 0, 0, 5), // to the remainder
         word(0),

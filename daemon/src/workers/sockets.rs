@@ -41,7 +41,9 @@ mod tests {
     use std::net::UdpSocket;
     use std::time::Duration;
 
-    use pilot_wire::tunnel::{MAGIC_AUTH_KEY, MAGIC_KEY, MAGIC_PLAIN, MAGIC_PUNCH, MAGIC_SEALED};
+    use pilot_wire::tunnel::{
+        COMPACT, MAGIC_AUTH_KEY, MAGIC_KEY, MAGIC_PLAIN, MAGIC_PUNCH, MAGIC_SEALED,
+    };
 
     use super::*;
 
@@ -49,8 +51,13 @@ mod tests {
         [&magic[..], &node.to_be_bytes(), &[0xAB; 60]].concat()
     }
 
-    fn deliver(node: u32) -> Vec<u8> {
-        [&[6][..], &node.to_be_bytes(), &frame(MAGIC_SEALED, node ^ 1)].concat()
+    fn compact(node: u32) -> Vec<u8> {
+        // The counter's bits look like a node, too.
+        frame([COMPACT, 1, 2, node as u8 ^ 1], node)
+    }
+
+    fn deliver(node: u32, inner: &[u8]) -> Vec<u8> {
+        [&[6][..], &node.to_be_bytes(), inner].concat()
     }
 
     /// Sends each datagram from a new port, as peers do, and checks that it
@@ -69,6 +76,8 @@ mod tests {
             vec![0],
             vec![6, 0, 0, 0],
             b"PILS\0\0\x07".to_vec(),
+            vec![COMPACT],
+            vec![COMPACT, 0, 0, 7, 0, 0, 7],
             vec![2, 4, 127, 0, 0, 1, 0, 7],
             vec![4, 4, 127, 0, 0, 1, 0, 7],
             frame(MAGIC_PUNCH, 1),
@@ -76,7 +85,9 @@ mod tests {
         ];
         for node in (0..9).chain([u32::MAX - 1, u32::MAX, 0x5049_4C53]) {
             datagrams.extend([MAGIC_SEALED, MAGIC_KEY, MAGIC_AUTH_KEY].map(|m| frame(m, node)));
-            datagrams.push(deliver(node));
+            datagrams.push(compact(node));
+            datagrams.push(deliver(node, &frame(MAGIC_SEALED, node ^ 1)));
+            datagrams.push(deliver(node, &compact(node ^ 1)));
         }
         for datagram in datagrams {
             let sender = UdpSocket::bind(SocketAddr::new(at.ip(), 0)).unwrap();

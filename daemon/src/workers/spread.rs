@@ -5,7 +5,7 @@
 
 use pilot_wire::NodeId;
 use pilot_wire::beacon::{DELIVER_HEADER_LEN, RELAY_DELIVER, TYPE_LIMIT};
-use pilot_wire::tunnel::{MAGIC_AUTH_KEY, MAGIC_KEY, MAGIC_SEALED};
+use pilot_wire::tunnel::{COMPACT, MAGIC_AUTH_KEY, MAGIC_KEY, MAGIC_SEALED};
 
 /// How peers are spread over workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,7 @@ impl Spread {
 fn sender(datagram: &[u8]) -> Option<NodeId> {
     let number = match datagram.first()? {
         &RELAY_DELIVER => datagram.get(1..DELIVER_HEADER_LEN)?,
+        &COMPACT => datagram.get(4..8)?,
         first if *first < TYPE_LIMIT => return None,
         _ => match datagram.first_chunk()? {
             &(MAGIC_SEALED | MAGIC_KEY | MAGIC_AUTH_KEY) => datagram.get(4..8)?,
@@ -68,15 +69,19 @@ mod tests {
         assert_eq!(spread.of_datagram(b"PILA\0\0\0\x08rest"), 2);
         assert_eq!(spread.of_datagram(b"PILK\0\0\x01\x01"), 257 % 3);
         assert_eq!(spread.of_datagram(b"\x06\0\0\0\x05PILS\0\0\0\x07"), 2, "the relay's sender");
+        assert_eq!(spread.of_datagram(b"\xC1PIL\0\0\x01\0rest"), 256 % 3);
+        assert_eq!(spread.of_datagram(b"\x06\0\0\0\x05\xC1\0\0\x07\0\0\0\x07"), 2);
     }
 
     #[test]
     fn what_names_no_sender_is_for_the_first_worker() {
         let spread = Spread::over(3);
-        let datagrams: [&[u8]; 8] = [
+        let datagrams: [&[u8]; 10] = [
             b"",
             b"PIL",
             b"PILS\0\0\x07",
+            b"\xC1",
+            b"\xC1\0\0\x07\0\0\x07",
             b"PILP\0\0\0\x07",
             b"PILT\0\0\0\x07",
             b"\x06\0\0\0",

@@ -135,6 +135,11 @@ impl Output {
         }
     }
 
+    /// Columns of the terminal that text is printed on, if it is one.
+    pub(crate) fn columns(&self) -> Option<u16> {
+        Table::new().width().filter(|_| io::stdout().is_terminal())
+    }
+
     /// Whether progress may be drawn on standard error.
     pub(crate) fn shows_progress(&self) -> bool {
         !self.json && io::stderr().is_terminal()
@@ -209,6 +214,16 @@ pub(crate) fn bytes(n: u64) -> String {
     indicatif::BinaryBytes(n).to_string()
 }
 
+/// Microseconds for people: `85 us`, `1.25 ms`.
+pub(crate) fn microseconds(us: u64) -> String {
+    match us {
+        0..1000 => format!("{us} us"),
+        1000..100_000 => format!("{:.2} ms", us as f64 / 1e3),
+        100_000..10_000_000 => format!("{:.0} ms", us as f64 / 1e3),
+        _ => format!("{:.1} s", us as f64 / 1e6),
+    }
+}
+
 /// Text or a placeholder for nothing.
 pub(crate) fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
@@ -254,6 +269,10 @@ mod tests {
         assert_eq!(seconds(61), "1m 1s");
         assert_eq!(seconds(7_500), "2h 5m");
         assert_eq!(seconds(200_000), "2d 7h");
+        assert_eq!(microseconds(85), "85 us");
+        assert_eq!(microseconds(1_254), "1.25 ms");
+        assert_eq!(microseconds(120_400), "120 ms");
+        assert_eq!(microseconds(12_340_000), "12.3 s");
     }
 
     #[test]

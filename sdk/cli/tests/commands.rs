@@ -118,8 +118,8 @@ async fn text_for_people() {
     let peers = text(&["peers"]).await;
     assert_eq!(
         peers,
-        "PEER  ENDPOINT        PATH    ENCRYPTED  AUTHENTICATED\n\
-         2     127.0.0.1:4000  direct  yes        yes\n"
+        "PEER  ENDPOINT        PATH    MTU   OFFLOAD  ENCRYPTED  AUTHENTICATED\n\
+         2     127.0.0.1:4000  direct  1452  yes      yes        yes\n"
     );
     assert_eq!(text(&["connections"]).await, "no connections\n");
     assert!(text(&["pending"]).await.contains("let me in"));
@@ -274,8 +274,125 @@ async fn bench_streams_both_ways_at_once() {
         );
         assert!(data["send_mbps"].as_f64().is_some_and(|r| r > 0.0), "{data}");
         assert!(data["total_duration_ms"].as_u64() >= data["send_duration_ms"].as_u64(), "{data}");
+        assert_eq!(
+            (&data["retransmits"], &data["srtt_us"], &data["min_rtt_us"]),
+            (&json!(0), &json!(1250), &json!(900)),
+            "{data}"
+        );
+        let samples = data["samples"].as_array().expect("samples");
+        let (first, last) = (&samples[0], &samples[samples.len() - 1]);
+        assert_eq!((&first["t_ms"], &first["sent"]), (&json!(0), &json!(0)));
+        assert_eq!((&last["sent"], &last["received"]), (&json!(10 << 20), &json!(10 << 20)));
+        assert_eq!((&last["cwnd"], &last["srtt_us"]), (&json!(65_536), &json!(1250)));
         assert_eq!(daemon.violations(), 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bench_for_a_time() {
+    let daemon = MockDaemon::start(Behaviour::default());
+    let (home, socket) = (daemon.dir(), daemon.socket());
+    let user = User::new(home, &socket);
+    let data = user.run(&["bench", "2", "--duration", "400ms"]).await.data();
+    assert!(data["sent_bytes"].as_u64() > Some(0), "{data}");
+    assert_eq!(data["sent_bytes"], data["recv_bytes"]);
+    assert!(data["send_duration_ms"].as_u64() >= Some(400), "{data}");
+    let samples = data["samples"].as_array().expect("samples");
+    let at = |key: &str| samples.iter().map(|s| s[key].as_u64()).collect::<Vec<_>>();
+    for key in ["t_ms", "sent", "received"] {
+        assert!(at(key).is_sorted() && at(key)[0] == Some(0), "{key}: {data}");
+    }
+    assert!(samples.len() > 2, "taken while it ran: {data}");
+    let error = user.run(&["bench", "2", "10", "--duration", "1s"]).await.error();
+    assert_eq!(error["code"], "invalid_argument");
+    let error = user.run(&["bench", "2", "--duration", "0"]).await.error();
+    assert!(error["message"].as_str().expect("text").contains("--duration"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bench_draws_and_replaces_nothing_unasked() {
+    let daemon = MockDaemon::start(Behaviour::default());
+    let (home, socket) = (daemon.dir(), daemon.socket());
+    let user = User::new(home, &socket);
+    let path = home.join("bench.svg");
+    let file = path.to_str().expect("UTF-8");
+    let read = || std::fs::read_to_string(&path).expect("the plot");
+    let data = user.run(&["bench", "agent-b", "2", "--plot", file]).await.data();
+    assert_eq!(data["plot"], file);
+    let svg = read();
+    roxmltree::Document::parse(&svg).expect("XML");
+    for part in ["pilotctl bench agent-b (0:0000.0000.0002)", "congestion control cubic", "1452"] {
+        assert!(svg.contains(part), "{part}: {svg}");
+    }
+    std::fs::write(&path, "precious").expect("write");
+    let error = user.run(&["bench", "2", "--plot", file]).await.error();
+    assert_eq!(error["code"], "already_exists");
+    assert!(error["hint"].as_str().expect("text").contains("--force"), "{error}");
+    assert_eq!(read(), "precious");
+    assert_eq!(daemon.connections(), 0, "it is refused before anything is sent");
+    user.run(&["bench", "2", "--plot", file, "--force"]).await.data();
+    assert!(read().starts_with("<svg "));
+    let nowhere = home.join("no/such/x.svg");
+    let error = user.run(&["bench", "2", "--plot", nowhere.to_str().expect("UTF-8")]).await.error();
+    assert_eq!(error["code"], "not_found");
+    let error = user.run(&["bench", "2", "--plot", home.to_str().expect("UTF-8")]).await.error();
+    assert_eq!(error["code"], "invalid_argument");
+    let error = user.run(&["bench", "2", "--force"]).await.error();
+    assert!(error["message"].as_str().expect("text").contains("--plot"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bench_text_without_a_terminal_is_the_result_alone() {
+    let daemon = MockDaemon::start(Behaviour::default());
+    let (home, socket) = (daemon.dir(), daemon.socket());
+    let run = User::new(home, &socket).run(&["--json=false", "bench", "2", "1"]).await;
+    assert_eq!((run.exit, run.stderr.as_str()), (0, ""), "{run:?}");
+    let names: Vec<&str> =
+        run.stdout.lines().map(|l| l.split("  ").next().unwrap_or_default()).collect();
+    assert_eq!(names, ["sent", "echoed", "retransmitted", "round trip", "path"], "{run:?}");
+    assert!(run.stdout.contains(" 1048576 bytes in "), "{run:?}");
+    assert!(run.stdout.contains("1.25 ms, shortest 900 us\n"), "{run:?}");
+    assert!(run.stdout.ends_with("MTU 1452 bytes, congestion control cubic\n"), "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_in_full() {
+    let daemon = MockDaemon::start(Behaviour::default());
+    let (home, socket) = (daemon.dir(), daemon.socket());
+    let user = User::new(home, &socket);
+    let client = pilot_sdk::Client::connect_to(&socket).await.expect("connects");
+    let stream = client.dial("2:7").await.expect("dials");
+    let id = stream.id().to_string();
+    let data = user.run(&["connections", &id]).await.data();
+    assert_eq!(data["connection"]["id"], stream.id());
+    assert_eq!(data["connection"]["path_mtu"], 1452);
+    let run = user.run(&["--json=false", "connections", &id]).await;
+    let fields: Vec<(&str, &str)> = run
+        .stdout
+        .lines()
+        .filter_map(|l| l.split_once("  ").map(|(name, value)| (name, value.trim_start())))
+        .collect();
+    for field in [
+        ("remote", "0:0000.0000.0002:7"),
+        ("congestion", "cubic"),
+        ("path MTU", "1452 bytes"),
+        ("segment", "-"),
+        ("shortest", "900 us"),
+        // A key that this version does not know.
+        ("no_delay", "null"),
+    ] {
+        assert!(fields.contains(&field), "{field:?}: {run:?}");
+    }
+    assert!(run.stdout.contains("1.25 ms, varies by 0 ms\n"), "{run:?}");
+    let table = user.run(&["--json=false", "connections"]).await.stdout;
+    assert!(table.starts_with("CONNECTION  PORT ") && table.contains("1.25 ms"), "{table}");
+    let error = user.run(&["connections", "99"]).await.error();
+    assert_eq!(
+        (&error["code"], &error["message"]),
+        (&json!("not_found"), &json!("no connection 99"))
+    );
+    let error = user.run(&["connections", "x"]).await.error();
+    assert_eq!(error["code"], "invalid_argument");
 }
 
 #[tokio::test]

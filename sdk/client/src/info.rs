@@ -86,17 +86,66 @@ pub struct ConnectionInfo {
     pub state: String,
     /// Congestion window, bytes.
     pub cong_win: u64,
+    /// Slow-start threshold, bytes.
+    pub ssthresh: u64,
     /// Bytes sent and not acknowledged.
     pub in_flight: u64,
     /// Smoothed round-trip time, milliseconds.
     pub srtt_ms: f64,
+    /// Variation of the round-trip time, milliseconds.
+    pub rttvar_ms: f64,
+    /// Segments not acknowledged.
+    pub unacked: u64,
+    /// Pieces held out of order.
+    pub ooo_buf: u64,
+    /// Bytes that the peer takes.
+    pub peer_recv_win: u64,
+    /// Bytes that this side takes.
+    pub recv_win: u64,
+    /// Whether a loss is being recovered from.
+    pub in_recovery: bool,
     /// Payload bytes sent.
     pub bytes_sent: u64,
     /// Payload bytes received.
     pub bytes_recv: u64,
+    /// Segments sent.
+    pub segs_sent: u64,
+    /// Segments received.
+    pub segs_recv: u64,
     /// Segments sent again.
     pub retransmits: u64,
-    /// Further figures of the connection.
+    /// Losses found without a timeout.
+    pub fast_retx: u64,
+    /// SACK blocks received.
+    pub sack_recv: u64,
+    /// SACK blocks sent.
+    pub sack_sent: u64,
+    /// Duplicate acknowledgements received.
+    pub dup_acks: u64,
+    /// Smoothed round-trip time, microseconds. This and what follows are told
+    /// by daemons of this project alone.
+    pub srtt_us: u64,
+    /// Bytes of UDP payload in use on the path to the peer.
+    pub path_mtu: u64,
+    /// Payload bytes of a full segment.
+    pub mss: u64,
+    /// Congestion controller: `cubic`, `newreno` or `bbr`; empty if not told.
+    pub congestion: String,
+    /// Payload bytes that arrive per second.
+    pub delivery_rate: u64,
+    /// Payload bytes sent per second at most; zero when not paced.
+    pub pacing_rate: u64,
+    /// Shortest round-trip time, microseconds.
+    pub min_rtt_us: u64,
+    /// Retransmission timeout, milliseconds.
+    pub rto_ms: u64,
+    /// Retransmission timeouts.
+    pub timeouts: u64,
+    /// Needless retransmissions that were undone.
+    pub spurious: u64,
+    /// Segments per batch sent, on average.
+    pub gso_batch: f64,
+    /// Keys this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }

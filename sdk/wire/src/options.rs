@@ -14,6 +14,7 @@ const KIND_MAX_SEGMENT: u8 = 1;
 const KIND_STREAM_ACK: u8 = 2;
 const KIND_HALF_CLOSE: u8 = 3;
 const KIND_BYTE_WINDOW: u8 = 4;
+const KIND_COMPACT: u8 = 5;
 
 /// What one side offers when a stream opens. A feature is in use when both
 /// sides offered it.
@@ -29,10 +30,12 @@ pub struct Options {
     /// The window field is exact, in units of 4096 bytes, and zero means
     /// closed; updates are sent when the application reads.
     pub byte_window: bool,
+    /// Stream packets may come in compact frames (`tunnel`).
+    pub compact: bool,
 }
 
 /// Largest block this implementation writes, in bytes.
-pub const MAX_ENCODED_LEN: usize = 4 + 2 + 4 + 2 + 2 + 2;
+pub const MAX_ENCODED_LEN: usize = 4 + 2 + 4 + 2 + 2 + 2 + 2;
 
 impl Options {
     /// Appends the block to `out`.
@@ -48,6 +51,7 @@ impl Options {
             (KIND_STREAM_ACK, self.stream_ack),
             (KIND_HALF_CLOSE, self.half_close),
             (KIND_BYTE_WINDOW, self.byte_window),
+            (KIND_COMPACT, self.compact),
         ] {
             if on {
                 out.extend_from_slice(&[kind, 0]);
@@ -75,10 +79,13 @@ impl Options {
                 KIND_MAX_SEGMENT => {
                     options.max_segment = Some(u16::from_be_bytes(value.try_into().ok()?));
                 }
-                KIND_STREAM_ACK | KIND_HALF_CLOSE | KIND_BYTE_WINDOW if len != 0 => return None,
+                KIND_STREAM_ACK | KIND_HALF_CLOSE | KIND_BYTE_WINDOW | KIND_COMPACT if len != 0 => {
+                    return None;
+                }
                 KIND_STREAM_ACK => options.stream_ack = true,
                 KIND_HALF_CLOSE => options.half_close = true,
                 KIND_BYTE_WINDOW => options.byte_window = true,
+                KIND_COMPACT => options.compact = true,
                 _ => {}
             }
         }

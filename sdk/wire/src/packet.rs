@@ -9,6 +9,13 @@ use crate::address::{Address, NodeId, SocketAddress};
 /// Length of the header in bytes; the payload follows it.
 pub const HEADER_LEN: usize = 34;
 
+/// Length of the compact form that peers of ours use inside compact frames:
+/// flags and kind (1), source port (2), destination port (2), sequence (4),
+/// acknowledgement (4), window (2); the payload follows it.
+pub const COMPACT_LEN: usize = 15;
+/// Bit of a compact packet's first byte: [`Protocol::StreamAck`].
+const COMPACT_ACK: u8 = 0x10;
+
 /// The largest payload the length field can name.
 pub const MAX_PAYLOAD: usize = u16::MAX as usize;
 
@@ -178,6 +185,9 @@ pub enum PacketError {
         /// Bytes at hand after the header.
         got: usize,
     },
+    /// A compact packet that is too short or has unknown bits.
+    #[error("compact packet is too short or has unknown bits")]
+    Compact,
     /// The checksum field does not match the content.
     #[error("checksum field does not match the packet")]
     Checksum,
@@ -201,6 +211,35 @@ impl<'a> Packet<'a> {
             return Err(PacketError::Checksum);
         }
         Ok(Self { header: Header::read(h), payload })
+    }
+}
+
+impl<'a> Packet<'a> {
+    /// Decodes a compact packet between `from` and `to`, the nodes of the
+    /// tunnel that its frame came through; both on the backbone.
+    ///
+    /// # Errors
+    /// When it is truncated or its first byte has unknown bits.
+    pub fn decode_compact(bytes: &'a [u8], from: NodeId, to: NodeId) -> Result<Self, PacketError> {
+        let Some((h, payload)) = bytes.split_first_chunk::<COMPACT_LEN>() else {
+            return Err(PacketError::Compact);
+        };
+        if h[0] & !(COMPACT_ACK | 0x0F) != 0 {
+            return Err(PacketError::Compact);
+        }
+        let u16_at = |i: usize| u16::from_be_bytes([h[i], h[i + 1]]);
+        let u32_at = |i: usize| u32::from_be_bytes([h[i], h[i + 1], h[i + 2], h[i + 3]]);
+        let ack = h[0] & COMPACT_ACK != 0;
+        let header = Header {
+            flags: Flags::from_bits(h[0]),
+            protocol: if ack { Protocol::StreamAck } else { Protocol::Stream },
+            source: Address::backbone(from).port(u16_at(1)),
+            destination: Address::backbone(to).port(u16_at(3)),
+            seq: u32_at(5),
+            ack: u32_at(9),
+            window: u16_at(13),
+        };
+        Ok(Self { header, payload })
     }
 }
 
@@ -244,6 +283,19 @@ impl Header {
         h[28..30].copy_from_slice(&self.window.to_be_bytes());
         let sum = checksum(h, payload);
         h[30..34].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    /// Writes the compact form of this header, [`COMPACT_LEN`] bytes; the
+    /// payload follows it directly. Length, addresses and checksum are those of
+    /// the frame around it.
+    pub fn write_compact(&self, out: &mut [u8; COMPACT_LEN]) {
+        let ack = if self.protocol == Protocol::StreamAck { COMPACT_ACK } else { 0 };
+        out[0] = self.flags.bits() | ack;
+        out[1..3].copy_from_slice(&self.source.port.to_be_bytes());
+        out[3..5].copy_from_slice(&self.destination.port.to_be_bytes());
+        out[5..9].copy_from_slice(&self.seq.to_be_bytes());
+        out[9..13].copy_from_slice(&self.ack.to_be_bytes());
+        out[13..15].copy_from_slice(&self.window.to_be_bytes());
     }
 
     /// A new buffer with this header and `payload`. For tests, control packets

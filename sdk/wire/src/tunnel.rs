@@ -2,6 +2,21 @@
 //!
 //! A datagram whose first byte is below 0x10 is a beacon message and belongs
 //! to [`crate::beacon`]; everything else starts with one of five magics.
+//!
+//! One frame is ours: the compact one, for stream packets between peers that
+//! both offered it when the stream opened (`options`). It starts with
+//! [`COMPACT`] instead of a magic:
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 1 | 0xC1 |
+//! | 1 | 3 | counter of the nonce, low 24 bits |
+//! | 4 | 4 | sender |
+//! | 8 | 4 | prefix of the nonce |
+//! | 12 | n | ciphertext of a compact packet (`packet`), then the tag (16) |
+//!
+//! The associated data is [`COMPACT_AAD`], so that neither form can be passed
+//! off as the other.
 
 use crate::address::NodeId;
 use crate::reader::Reader;
@@ -19,6 +34,12 @@ pub const MAGIC_PUNCH: [u8; 4] = *b"PILP";
 
 /// Bytes before the ciphertext of a sealed frame: magic, sender, nonce.
 pub const SEALED_HEADER_LEN: usize = 20;
+/// First byte of a compact frame.
+pub const COMPACT: u8 = 0xC1;
+/// Bytes before the ciphertext of a compact frame.
+pub const COMPACT_HEADER_LEN: usize = 12;
+/// Associated data of compact frames.
+pub const COMPACT_AAD: &[u8; 4] = b"PLC1";
 /// Bytes of the AES-GCM tag at the end of a sealed frame.
 pub const TAG_LEN: usize = 16;
 /// Length of an authenticated key exchange frame.
@@ -52,6 +73,22 @@ impl Nonce {
         out[4..].copy_from_slice(&self.counter.to_be_bytes());
         out
     }
+
+    /// The nonce whose counter ends in the 24 bits `low` and lies nearest to
+    /// the one after `highest`, the highest counter seen.
+    pub fn near(prefix: [u8; 4], low: u32, highest: u64) -> Self {
+        const SPAN: u64 = 1 << 24;
+        let expected = highest.saturating_add(1);
+        let candidate = expected & !(SPAN - 1) | u64::from(low) & (SPAN - 1);
+        let counter = if candidate + SPAN / 2 < expected {
+            candidate.saturating_add(SPAN)
+        } else if candidate > expected + SPAN / 2 && candidate >= SPAN {
+            candidate - SPAN
+        } else {
+            candidate
+        };
+        Self { prefix, counter }
+    }
 }
 
 /// One tunnel frame. A sealed frame gives its header only: the receiver opens
@@ -67,6 +104,15 @@ pub enum Frame<'a> {
         sender: NodeId,
         /// Nonce of the sealing.
         nonce: Nonce,
+    },
+    /// A sealed compact packet: ciphertext and tag follow the header.
+    Compact {
+        /// Who claims to have sealed it; selects the key.
+        sender: NodeId,
+        /// Prefix of the nonce.
+        prefix: [u8; 4],
+        /// Low 24 bits of its counter; see [`Nonce::near`].
+        counter: u32,
     },
     /// Unauthenticated key exchange.
     Key {
@@ -133,6 +179,15 @@ pub fn write_sealed_header(frame: &mut [u8; SEALED_HEADER_LEN], sender: NodeId, 
     frame[8..].copy_from_slice(&nonce.to_bytes());
 }
 
+/// Writes the header of a compact frame over the first
+/// [`COMPACT_HEADER_LEN`] bytes of `frame`.
+pub fn write_compact_header(frame: &mut [u8; COMPACT_HEADER_LEN], sender: NodeId, nonce: Nonce) {
+    let [.., c2, c1, c0] = nonce.counter.to_be_bytes();
+    frame[..4].copy_from_slice(&[COMPACT, c2, c1, c0]);
+    frame[4..8].copy_from_slice(&sender.0.to_be_bytes());
+    frame[8..].copy_from_slice(&nonce.prefix);
+}
+
 /// Why a datagram is not a tunnel frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -182,6 +237,10 @@ impl<'a> Frame<'a> {
                 parse_key(r)
             }
             MAGIC_PUNCH => Some(Self::Punch),
+            [COMPACT, c2, c1, c0] => {
+                need("compact", COMPACT_HEADER_LEN + TAG_LEN)?;
+                parse_compact(r, u32::from_be_bytes([0, c2, c1, c0]))
+            }
             _ => None,
         }
         .ok_or(FrameError::Magic)
@@ -195,6 +254,10 @@ fn parse_sealed(mut r: Reader<'_>) -> Option<Frame<'_>> {
     Some(Frame::Sealed { sender, nonce: Nonce { prefix, counter } })
 }
 
+fn parse_compact(mut r: Reader<'_>, counter: u32) -> Option<Frame<'_>> {
+    Some(Frame::Compact { sender: NodeId(r.u32()?), prefix: r.array()?, counter })
+}
+
 fn parse_auth_key(mut r: Reader<'_>) -> Option<Frame<'_>> {
     Some(Frame::AuthKey(AuthKey {
         sender: NodeId(r.u32()?),
@@ -206,4 +269,42 @@ fn parse_auth_key(mut r: Reader<'_>) -> Option<Frame<'_>> {
 
 fn parse_key(mut r: Reader<'_>) -> Option<Frame<'_>> {
     Some(Frame::Key { sender: NodeId(r.u32()?), key: r.array()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_found_from_its_low_bits() {
+        let near = |counter: u64, highest: u64| {
+            let low = u32::try_from(counter & 0xFF_FFFF).expect("24 bits");
+            Nonce::near([0; 4], low, highest).counter
+        };
+        for base in [0, 1, 0xFF_FFFE, 0xFF_FFFF, 0x100_0000, 0x1234_5678_9ABC, u64::MAX >> 8] {
+            for ahead in [0, 1, 2, 1000, 0x7F_FFFF] {
+                assert_eq!(near(base + ahead, base), base + ahead, "{ahead} ahead of {base}");
+            }
+            for behind in [1, 2, 8191, 0x7F_FFF0] {
+                if let Some(counter) = base.checked_sub(behind) {
+                    assert_eq!(near(counter, base), counter, "{behind} behind {base}");
+                }
+            }
+        }
+        // Whatever stands there, nothing overflows.
+        near(0xFF_FFFF, u64::MAX);
+        near(0, u64::MAX);
+    }
+
+    #[test]
+    fn a_compact_header_reads_as_written() {
+        let nonce = Nonce { prefix: [1, 2, 3, 4], counter: 0xAB_CDEF_0123_4567 };
+        let mut frame = [0; COMPACT_HEADER_LEN + TAG_LEN];
+        let header = frame.first_chunk_mut().expect("long enough");
+        write_compact_header(header, NodeId(7), nonce);
+        let counter = 0x23_4567;
+        let parsed = Frame::parse(&frame);
+        assert_eq!(parsed, Ok(Frame::Compact { sender: NodeId(7), prefix: [1, 2, 3, 4], counter }));
+        assert!(Frame::parse(&frame[..27]).is_err(), "shorter than header and tag");
+    }
 }

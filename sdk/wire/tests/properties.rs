@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use pilot_wire::ipc::{Command, ErrorCode, Event, Features, Handshake, Setting};
 use pilot_wire::options::{MAX_ENCODED_LEN, Options};
-use pilot_wire::packet::{Flags, HEADER_LEN, Header, Packet, Protocol};
+use pilot_wire::packet::{COMPACT_LEN, Flags, HEADER_LEN, Header, Packet, Protocol};
 use pilot_wire::sack::{self, Block, Blocks, MAX_BLOCKS, MAX_PUBLISHED_BLOCKS};
 use pilot_wire::service::data_exchange::{self, FileOffer, FrameHeader, Kind};
 use pilot_wire::service::handshake;
@@ -259,8 +259,33 @@ proptest! {
     }
 
     #[test]
-    fn options_round_trip(max in any::<Option<u16>>(), stream_ack: bool, half_close: bool, byte_window: bool, kind in 100u8.., value in prop::collection::vec(any::<u8>(), 0..20)) {
-        let options = Options { max_segment: max, stream_ack, half_close, byte_window };
+    fn compact_packets_round_trip(
+        flags in 0u8..16, ack: bool, ports: (u16, u16), seq: u32, number: u32, window: u16,
+        payload in prop::collection::vec(any::<u8>(), 0..50), first: u8,
+    ) {
+        let (from, to) = (NodeId(7), NodeId(9));
+        let header = Header {
+            flags: Flags::from_bits(flags),
+            protocol: if ack { Protocol::StreamAck } else { Protocol::Stream },
+            source: Address::backbone(from).port(ports.0),
+            destination: Address::backbone(to).port(ports.1),
+            seq,
+            ack: number,
+            window,
+        };
+        let mut wire = vec![0; COMPACT_LEN];
+        header.write_compact(wire.first_chunk_mut().unwrap());
+        wire.extend(&payload);
+        let packet = Packet::decode_compact(&wire, from, to).unwrap();
+        prop_assert_eq!((packet.header, packet.payload), (header, &payload[..]));
+        prop_assert!(Packet::decode_compact(&wire[..COMPACT_LEN - 1], from, to).is_err());
+        wire[0] = first;
+        prop_assert_eq!(Packet::decode_compact(&wire, from, to).is_ok(), first < 0x20);
+    }
+
+    #[test]
+    fn options_round_trip(max in any::<Option<u16>>(), stream_ack: bool, half_close: bool, byte_window: bool, compact: bool, kind in 100u8.., value in prop::collection::vec(any::<u8>(), 0..20)) {
+        let options = Options { max_segment: max, stream_ack, half_close, byte_window, compact };
         let mut wire = Vec::new();
         options.encode(&mut wire);
         prop_assert!(wire.len() <= MAX_ENCODED_LEN);

@@ -289,6 +289,8 @@ fn describe(frame: &[u8]) -> String {
             format!("PILK node={sender} x25519={}.. len={len}", hex::encode(&key[..4]))
         }
         Frame::Punch => "PILP".to_owned(),
+        // No published frame starts with its byte.
+        Frame::Compact { sender, .. } => format!("compact node={sender} len={len}"),
     }
 }
 

@@ -11,14 +11,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use super::server::{DATAGRAM_PORT, DATAGRAMS, IDLE, ONE_BYTE, PING, SINK, SINK_HASHED};
-use super::transport::{Connector, Stream, now};
+use super::transport::{Connector, Others, Stream, now};
 
 /// Bytes of each write.
 const WRITE: usize = 64 << 10;
 
 /// Runs `WORKLOAD` against a place: `client PLACE... WORKLOAD NUMBERS...`.
-pub(super) async fn run(args: &[&str]) -> Result<()> {
-    let (to, rest) = Connector::new(args).await?;
+pub(super) async fn run(args: &[&str], others: Others<'_>) -> Result<()> {
+    let (to, rest) = Connector::new(args, others).await?;
     let [workload, numbers @ ..] = rest else { bail!("no workload") };
     let numbers: Vec<u64> = numbers.iter().map(|n| n.parse()).collect::<Result<_, _>>()?;
     let answer = match (*workload, numbers.as_slice()) {
@@ -29,12 +29,15 @@ pub(super) async fn run(args: &[&str]) -> Result<()> {
         ("pingpong", [rounds]) => ping_pong(&to, *rounds).await?,
         ("dials", [count, at_once]) => dials(&to, *count, *at_once).await?,
         ("idle", [count]) => return idle(&to, *count).await,
-        ("timed", [millis]) => return super::loss::give(&to, *millis).await,
+        ("timed", [millis]) => {
+            super::timed::give(&to, *millis).await?;
+            return to.close().await;
+        }
         ("datagrams", [count]) => datagrams(&to, *count).await?,
         _ => bail!("unknown workload {workload} {numbers:?}"),
     };
     println!("{answer}");
-    Ok(())
+    to.close().await
 }
 
 /// Bytes that neither repeat within a megabyte nor compress.

@@ -1,72 +1,122 @@
-//! Rows on bad links: one stream through the impairment relay. Client and
-//! server sides of it, and what is made of their figures.
+//! Rows on bad links: the timed stream through the impairment relay, over Pilot
+//! and over other transports, and what is made of the figures.
 //!
-//! All runs of a row go on at once, each with its own relay and daemons: they
+//! Several streams go on at once, each with its own relay and daemons: they
 //! share nothing but the cores, which 100 Mbit/s each leave mostly idle, and
 //! the bench stays within its time.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use anyhow::{Context, Result, ensure};
 
-use super::client::{pattern, pour};
 use super::report::Report;
 use super::rows::{PORT, Plan, RUNS, serve, this_program};
-use super::server::TIMED;
-use super::transport::{Connector, Stream, now};
+use super::series::Mark;
+use super::timed::{GO, Received};
+use super::transport::now;
 use crate::harness::{Daemon, Network, Process, establish_trust, eventually};
 use crate::impair::{Profile, Relay, Statistics};
 
 /// Bits per second of the bottleneck.
-const RATE: u64 = 100_000_000;
-/// Row, share lost in each direction, round-trip time in milliseconds.
-const CELLS: [(&str, f64, u64); 8] = [
-    ("loss.0.20", 0.0, 20),
-    ("loss.0.1.20", 0.001, 20),
-    ("loss.1.20", 0.01, 20),
-    ("loss.3.20", 0.03, 20),
-    ("loss.0.100", 0.0, 100),
-    ("loss.0.1.100", 0.001, 100),
-    ("loss.1.100", 0.01, 100),
-    ("loss.3.100", 0.03, 100),
-];
+pub(super) const RATE: u64 = 100_000_000;
 const BLACK_HOLE: &str = "mtu.blackhole";
-/// From the first byte written: the ramp of slow start counts.
-const WINDOW: Duration = Duration::from_secs(10);
-const QUICK_WINDOW: Duration = Duration::from_secs(3);
-/// What is received is noted in spans of this.
-const BUCKET: Duration = Duration::from_millis(10);
+/// Cells measured at once in `make bench`: six streams.
+const AT_ONCE: usize = 2;
 /// When the MTU drops, from the first byte written.
 const DROP_AT: Duration = Duration::from_secs(3);
 /// How long the path has to get better after that.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(12);
-/// What was inside the path when the MTU dropped has come out after this:
-/// queue and delay, and a little for late wake-ups.
-const DRAINED: Duration = Duration::from_millis(60);
-/// Goodput is compared over this.
-const COMPARED: Duration = Duration::from_millis(100);
 /// No path MTU probe was dropped for this long: the search has ended.
-const SETTLED: Duration = Duration::from_millis(1200);
+pub(super) const SETTLED: Duration = Duration::from_millis(1200);
 /// The search and setting up take this long at most.
-const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+/// A relay has taken its orders after this.
+const ORDERED: Duration = Duration::from_millis(20);
 /// What the programs may take beyond the window until they say something.
 const SLACK: Duration = Duration::from_secs(20);
 /// A relay whose datagrams are later than this changes what it measures.
 const LATE: Duration = Duration::from_millis(2);
 
+/// One kind of bad link.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cell {
+    pub(super) row: &'static str,
+    /// Share lost in each direction.
+    loss: f64,
+    /// Milliseconds.
+    round_trip: u64,
+    /// Of the first of its runs; the others follow.
+    seed: u64,
+}
+
+/// Every cell, those with the same window together.
+pub(super) const CELLS: [Cell; 8] = [
+    Cell::new("loss.0.20", 0.0, 20, 0),
+    Cell::new("loss.0.1.20", 0.001, 20, 1),
+    Cell::new("loss.1.20", 0.01, 20, 2),
+    Cell::new("loss.3.20", 0.03, 20, 3),
+    Cell::new("loss.0.100", 0.0, 100, 4),
+    Cell::new("loss.0.1.100", 0.001, 100, 5),
+    Cell::new("loss.1.100", 0.01, 100, 6),
+    Cell::new("loss.3.100", 0.03, 100, 7),
+];
+
+impl Cell {
+    const fn new(row: &'static str, loss: f64, round_trip: u64, index: u64) -> Self {
+        Self { row, loss, round_trip, seed: index * RUNS as u64 }
+    }
+
+    fn profile(&self) -> Profile {
+        Profile::path(RATE, Duration::from_millis(self.round_trip), self.loss)
+    }
+
+    /// From the first byte written: the ramp of slow start counts. It takes
+    /// half a second at 100 ms, and so that it counts no more than at 20 ms,
+    /// those cells run longer.
+    pub(super) fn window(&self, quick: bool) -> Duration {
+        match (quick, self.round_trip >= 100) {
+            (false, false) => Duration::from_secs(10),
+            (false, true) => Duration::from_secs(30),
+            (true, false) => Duration::from_secs(3),
+            (true, true) => Duration::from_secs(9),
+        }
+    }
+
+    /// The cell's runs over Pilot, prepared one beside the other.
+    pub(super) async fn pilot(&self, network: &Network, quick: bool) -> Result<Vec<Lane>> {
+        let start = |run| {
+            let name = format!("{}-{run}", self.seed);
+            Lane::pilot(network, name, self.profile(), self.seed + run, self.window(quick))
+        };
+        let (x, y, z) = tokio::try_join!(start(0), start(1), start(2))?;
+        Ok(vec![x, y, z])
+    }
+
+    /// The same over another transport.
+    pub(super) async fn other(
+        &self,
+        network: &Network,
+        transport: &'static str,
+        quick: bool,
+    ) -> Result<Vec<Lane>> {
+        let start = |run| {
+            let folder = network.folder().join(format!("{transport}-{}-{run}", self.seed));
+            Lane::other(folder, transport, self.profile(), self.seed + run, self.window(quick))
+        };
+        let (x, y, z) = tokio::try_join!(start(0), start(1), start(2))?;
+        Ok(vec![x, y, z])
+    }
+}
+
 /// Runs the rows that are wanted.
 pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
-    let window = if plan.quick { QUICK_WINDOW } else { WINDOW };
-    for (seed, (row, loss, round_trip)) in CELLS.into_iter().enumerate() {
-        if plan.wants(&[row]) {
-            let round_trip = Duration::from_millis(round_trip);
-            eprintln!("{row}: {RUNS} streams for {} s", window.as_secs());
-            cell(report, row, Profile::path(RATE, round_trip, loss), window, seed as u64)
-                .await
-                .context(row)?;
-        }
+    let wanted: Vec<Cell> = CELLS.into_iter().filter(|c| plan.wants(&[c.row])).collect();
+    let same_path = |a: &Cell, b: &Cell| a.round_trip == b.round_trip;
+    for cells in wanted.chunk_by(same_path).flat_map(|cells| cells.chunks(AT_ONCE)) {
+        let rows: Vec<&str> = cells.iter().map(|c| c.row).collect();
+        eprintln!("{}: {RUNS} streams each", rows.join(" and "));
+        measure(plan, report, cells).await.with_context(|| rows.join(", "))?;
     }
     if plan.wants(&[BLACK_HOLE]) {
         eprintln!("{BLACK_HOLE}: {RUNS} streams, and a smaller MTU on the way");
@@ -75,20 +125,58 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Two daemons that reach each other through a relay only.
-struct Lane {
+async fn measure(plan: &Plan, report: &mut Report, cells: &[Cell]) -> Result<()> {
+    let network = Network::start()?;
+    let mut lanes = Vec::new();
+    let mut rows = Vec::new();
+    for cell in cells {
+        for lane in cell.pilot(&network, plan.quick).await? {
+            lanes.push(lane);
+            rows.push(cell.row);
+        }
+    }
+    for (row, run) in rows.into_iter().zip(together(&mut lanes).await?) {
+        report.add(row, "ratio", run.goodput());
+        report.series.add(row, &run.received);
+    }
+    Ok(())
+}
+
+/// A relay, what sends through it, and what receives.
+pub(super) struct Lane {
     relay: Relay,
-    a: Daemon,
-    target: String,
+    /// What the relay does while it is measured.
+    profile: Profile,
+    window: Duration,
+    client: Process,
     server: Process,
-    _b: Daemon,
+    _daemons: Option<[Daemon; 2]>,
+}
+
+/// What came of a lane.
+pub(super) struct Run {
+    pub(super) received: Received,
+    window: Duration,
+}
+
+impl Run {
+    /// Share of the bottleneck.
+    pub(super) fn goodput(&self) -> f64 {
+        self.received.bytes() as f64 * 8.0 / self.window.as_secs_f64() / RATE as f64
+    }
 }
 
 impl Lane {
-    /// On a clean path with the delay and rate of `profile`; returns when the
-    /// path MTU is known.
-    async fn start(network: &Network, name: &str, profile: Profile, seed: u64) -> Result<Self> {
-        let relay = Relay::between(Profile { loss: 0.0, ..profile }, seed)?;
+    /// Two daemons that reach each other through a relay only. On a clean path
+    /// with the delay and rate of `profile`; returns when the path MTU is known.
+    async fn pilot(
+        network: &Network,
+        name: String,
+        profile: Profile,
+        seed: u64,
+        window: Duration,
+    ) -> Result<Self> {
+        let relay = Relay::between(clean(profile), seed)?;
         let far = relay.far().context("a relay without a far side")?;
         // Without a beacon nobody hears of an address behind the relay.
         let options = |side: &str, endpoint: std::net::SocketAddr| {
@@ -107,41 +195,38 @@ impl Lane {
             client.dial(&format!("{address}:7")).await.ok()
         })
         .await?;
-        let lane = Self { relay, a, target: format!("{address}:{PORT}"), server, _b: b };
-        lane.settle().await?;
-        Ok(lane)
+        settle(&relay).await?;
+        let socket = a.socket.to_str().context("socket path is not UTF-8")?;
+        let target = format!("{address}:{PORT}");
+        let client = writer(a.home.join("client.log"), ["pilot", socket, &target], window).await?;
+        Ok(Self { relay, profile, window, client, server, _daemons: Some([a, b]) })
     }
 
-    /// Waits until the search for the path MTU has ended: its probes that are
-    /// too large fall to the relay, which counts them.
-    async fn settle(&self) -> Result<()> {
-        let started = Instant::now();
-        let (mut dropped, mut since) = (0, Instant::now());
-        while since.elapsed() < SETTLED {
-            ensure!(started.elapsed() < SETTLE_LIMIT, "path MTU probes do not end");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            let now = self.relay.statistics();
-            let count = now.up.too_large + now.down.too_large;
-            if count != dropped {
-                (dropped, since) = (count, Instant::now());
-            }
-        }
-        Ok(())
-    }
-
-    /// Starts a stream that is written as fast as it goes for `window`.
-    fn stream(&self, window: Duration) -> Result<Process> {
-        let socket = self.a.socket.to_str().context("socket path is not UTF-8")?;
-        let mut command = this_program()?;
-        command.args(["role", "client", "pilot", socket, &self.target, "timed"]);
-        command.arg(window.as_millis().to_string());
-        Process::start("client", command, &self.a.home.join("client.log"))
+    /// Two programs that use another transport, through a relay likewise.
+    async fn other(
+        folder: PathBuf,
+        transport: &'static str,
+        profile: Profile,
+        seed: u64,
+        window: Duration,
+    ) -> Result<Self> {
+        std::fs::create_dir_all(&folder)?;
+        let server = serve(&folder, "server", &[transport])?;
+        let any = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
+        let place = server.ready_text("at")?;
+        let (target, key) = place.split_once('/').context("a place without a slash")?;
+        let relay = Relay::listen(any, target.parse()?, clean(profile), seed)?;
+        let place = format!("{}/{key}", relay.near());
+        let client = writer(folder.join("client.log"), [transport, &place], window).await?;
+        Ok(Self { relay, profile, window, client, server, _daemons: None })
     }
 
     /// What the server received in the window.
-    fn received(&self, window: Duration) -> Result<Received> {
-        let line = self.server.next_line(window + SLACK);
-        let line = line.with_context(|| format!("no figures: {}", self.server.log_tail()))?;
+    fn received(&self) -> Result<Received> {
+        let line = self.server.next_line(self.window + SLACK);
+        let line = line.with_context(|| {
+            format!("no figures: {} {}", self.client.log_tail(), self.server.log_tail())
+        })?;
         let received = Received::parse(&serde_json::from_str(&line)?)?;
         // What came another way was not measured.
         let relayed = self.relay.statistics().up.delivered_bytes;
@@ -151,37 +236,59 @@ impl Lane {
     }
 }
 
-async fn lanes(network: &Network, profile: Profile, seed: u64) -> Result<[Lane; RUNS]> {
-    let start = |n: u64| {
-        Lane::start(network, ["x", "y", "z"][n as usize % RUNS], profile, seed * RUNS as u64 + n)
-    };
-    let (x, y, z) = tokio::try_join!(start(0), start(1), start(2))?;
-    Ok([x, y, z])
+/// The same path without loss.
+fn clean(profile: Profile) -> Profile {
+    Profile { loss: 0.0, ..profile }
 }
 
-async fn cell(
-    report: &mut Report,
-    row: &'static str,
-    profile: Profile,
-    window: Duration,
-    seed: u64,
-) -> Result<()> {
-    let network = Network::start()?;
-    let lanes = lanes(&network, profile, seed).await?;
-    let mut before = Vec::new();
-    let mut clients = Vec::new();
-    for lane in &lanes {
-        lane.relay.set_profile(profile);
-        before.push(lane.relay.statistics());
-        clients.push(lane.stream(window)?);
+/// Waits until the daemons' search for the path MTU has ended: its probes that
+/// are too large fall to the relay, which counts them.
+async fn settle(relay: &Relay) -> Result<()> {
+    let started = Instant::now();
+    let (mut dropped, mut since) = (0, Instant::now());
+    while since.elapsed() < SETTLED {
+        ensure!(started.elapsed() < SETTLE_LIMIT, "path MTU probes do not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = relay.statistics();
+        let count = now.up.too_large + now.down.too_large;
+        if count != dropped {
+            (dropped, since) = (count, Instant::now());
+        }
     }
-    for (lane, before) in lanes.iter().zip(before) {
-        let bytes = lane.received(window)?.bytes();
-        explain(&before, &lane.relay.statistics());
-        report.add(row, "ratio", bytes as f64 * 8.0 / window.as_secs_f64() / RATE as f64);
-    }
-    drop(clients);
     Ok(())
+}
+
+/// The client program, ready to write when it is told to go. It may take a
+/// while, and others are to start meanwhile.
+async fn writer<const N: usize>(
+    log: PathBuf,
+    place: [&str; N],
+    window: Duration,
+) -> Result<Process> {
+    let mut command = this_program()?;
+    command.args(["role", "client"]).args(place);
+    command.args(["timed", &window.as_millis().to_string()]);
+    tokio::task::spawn_blocking(move || Process::start_to_tell("client", command, &log)).await?
+}
+
+/// Makes the paths bad, and has all streams written at once.
+pub(super) async fn together(lanes: &mut [Lane]) -> Result<Vec<Run>> {
+    for lane in &*lanes {
+        lane.relay.set_profile(lane.profile);
+    }
+    tokio::time::sleep(ORDERED).await;
+    let mut before = Vec::new();
+    for lane in &mut *lanes {
+        before.push(lane.relay.statistics());
+        lane.client.tell(GO)?;
+    }
+    let mut runs = Vec::new();
+    for (lane, before) in lanes.iter().zip(before) {
+        let received = lane.received()?;
+        explain(&before, &lane.relay.statistics());
+        runs.push(Run { received, window: lane.window });
+    }
+    Ok(runs)
 }
 
 /// What the relay did, beside the figure.
@@ -204,11 +311,12 @@ async fn black_hole(report: &mut Report) -> Result<()> {
     let profile = Profile::path(RATE, Duration::from_millis(20), 0.0);
     let window = DROP_AT + RECOVERY_LIMIT;
     let network = Network::start()?;
-    let lanes = lanes(&network, profile, 100).await?;
-    let mut clients = Vec::new();
+    let start = |run: u64| Lane::pilot(&network, format!("mtu-{run}"), profile, 300 + run, window);
+    let (x, y, z) = tokio::try_join!(start(0), start(1), start(2))?;
+    let mut lanes = [x, y, z];
     let before = lanes.each_ref().map(|lane| lane.relay.statistics());
-    for lane in &lanes {
-        clients.push(lane.stream(window)?);
+    for lane in &mut lanes {
+        lane.client.tell(GO)?;
     }
     tokio::time::sleep(DROP_AT).await;
     let dropped = now();
@@ -216,7 +324,7 @@ async fn black_hole(report: &mut Report) -> Result<()> {
         lane.relay.set_profile(Profile { mtu: 1280, ..profile });
     }
     for (lane, before) in lanes.iter().zip(before) {
-        let received = lane.received(window)?;
+        let received = lane.received()?;
         let after = lane.relay.statistics();
         explain(&before, &after);
         ensure!(
@@ -229,140 +337,8 @@ async fn black_hole(report: &mut Report) -> Result<()> {
             window.saturating_sub(at)
         });
         report.add(BLACK_HOLE, "s", back.as_secs_f64());
+        report.series.add(BLACK_HOLE, &received);
+        report.series.mark(BLACK_HOLE, Mark { at, what: "path MTU 1500 to 1280".to_owned() });
     }
-    drop(clients);
     Ok(())
-}
-
-/// What arrived when.
-#[derive(Debug)]
-struct Received {
-    /// When the first byte was written, since the Unix epoch.
-    start: Duration,
-    /// Bytes in each [`BUCKET`] since.
-    buckets: Vec<u64>,
-}
-
-impl Received {
-    fn parse(line: &Value) -> Result<Self> {
-        let start = line["start"].as_u64().context("no start")?;
-        let buckets = line["buckets"].as_array().context("no buckets")?;
-        let buckets = buckets.iter().map(|b| b.as_u64().context("not a count of bytes"));
-        let buckets = buckets.collect::<Result<_>>()?;
-        Ok(Self { start: Duration::from_nanos(start), buckets })
-    }
-
-    fn bytes(&self) -> u64 {
-        self.buckets.iter().sum()
-    }
-
-    /// From a change at `at` until the end of the first [`COMPARED`] span, none
-    /// of it from before the change, with half of the goodput that was before.
-    fn recovery(&self, at: Duration) -> Option<Duration> {
-        let index = |d: Duration| (d.as_nanos() / BUCKET.as_nanos()) as usize;
-        let (change, compared) = (index(at), index(COMPARED));
-        // Over a second, so that one wave of the window does not decide.
-        let past = &self.buckets.get(change.saturating_sub(100)..change)?;
-        let usual = past.iter().sum::<u64>() as f64 / past.len().max(1) as f64;
-        let first = change + 1 + index(DRAINED);
-        let after = self.buckets.get(first..)?;
-        let enough =
-            |span: &[u64]| span.iter().sum::<u64>() as f64 >= usual * compared as f64 / 2.0;
-        let found = after.windows(compared).position(enough)?;
-        let end = BUCKET * u32::try_from(first + found + compared).ok()?;
-        Some(end.saturating_sub(at))
-    }
-}
-
-/// The client's side: says when it starts, then writes until killed or told.
-pub(super) async fn give(to: &Connector, millis: u64) -> Result<()> {
-    let mut stream = to.connect().await?;
-    let data = pattern(1 << 20);
-    stream.write_u8(TIMED).await?;
-    stream.write_u64(millis).await?;
-    let start = now();
-    stream.write_u64(u64::try_from(start.as_nanos())?).await?;
-    println!("{}", json!({ "ready": "timed" }));
-    let window = Duration::from_millis(millis);
-    match tokio::time::timeout(window, pour(&mut stream, &data, u64::MAX)).await {
-        Ok(Err(error)) => Err(error),
-        Ok(Ok(())) => bail!("wrote all there is"),
-        Err(_) => Ok(()),
-    }
-}
-
-/// The server's side: takes what comes until the window ends and prints it. Not
-/// through the stream, whose path is what is measured.
-pub(super) async fn take(stream: &mut Stream) -> Result<()> {
-    let window = Duration::from_millis(stream.read_u64().await?);
-    let start = Duration::from_nanos(stream.read_u64().await?);
-    let count = usize::try_from(window.as_nanos() / BUCKET.as_nanos())?;
-    let mut buckets = vec![0u64; count];
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        let left = (start + window).saturating_sub(now());
-        if left.is_zero() {
-            break;
-        }
-        // A stream that has ended or stands still gives what came so far.
-        let Ok(read) = tokio::time::timeout(left, stream.read(&mut buffer)).await else { break };
-        let n = read?;
-        if n == 0 {
-            break;
-        }
-        let index = now().saturating_sub(start).as_nanos() / BUCKET.as_nanos();
-        if let Some(bucket) = usize::try_from(index).ok().and_then(|i| buckets.get_mut(i)) {
-            *bucket += n as u64;
-        }
-    }
-    println!("{}", json!({ "start": u64::try_from(start.as_nanos())?, "buckets": buckets }));
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goodput of 1,000 bytes a bucket, with `gap` (buckets) after `at` in
-    /// which nothing comes, and `then` bytes a bucket after it.
-    fn received(at: usize, gap: usize, then: u64) -> Received {
-        let mut buckets = vec![1000; at];
-        buckets.extend(vec![0; gap]);
-        buckets.extend(vec![then; 1000]);
-        Received { start: Duration::ZERO, buckets }
-    }
-
-    #[test]
-    fn recovery_ends_with_half_of_the_goodput() {
-        let at = BUCKET * 300;
-        // Half of a span at the old rate is enough.
-        let back = received(300, 100, 1000).recovery(at).unwrap();
-        assert_eq!(back, Duration::from_millis(1050));
-        let back = received(300, 100, 500).recovery(at).unwrap();
-        assert_eq!(back, Duration::from_millis(1100));
-        assert_eq!(received(300, 100, 499).recovery(at), None);
-    }
-
-    #[test]
-    fn what_was_under_way_is_no_recovery() {
-        let mut received = received(300, 100, 1000);
-        // Five more buckets come out of the path after the change.
-        received.buckets[300..305].fill(5000);
-        let back = received.recovery(BUCKET * 300).unwrap();
-        assert_eq!(back, Duration::from_millis(1050));
-    }
-
-    #[test]
-    fn no_outage_is_a_short_recovery() {
-        let back = received(300, 0, 1000).recovery(BUCKET * 300).unwrap();
-        assert_eq!(back, BUCKET + DRAINED + COMPARED);
-    }
-
-    #[test]
-    fn a_report_is_read_back() {
-        let line = json!({ "start": 5, "buckets": [1, 2] });
-        let received = Received::parse(&line).unwrap();
-        assert_eq!((received.start, received.bytes()), (Duration::from_nanos(5), 3));
-        assert!(Received::parse(&json!({ "start": 5 })).is_err());
-    }
 }

@@ -19,7 +19,7 @@ pub(super) const PORT: &str = "5000";
 pub(super) const RUNS: usize = 3;
 /// No workload takes longer unless it hangs.
 const LIMIT: Duration = Duration::from_secs(120);
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// What to run.
 #[derive(Debug, Default)]
@@ -65,6 +65,9 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     }
     super::loss::run(plan, report).await?;
     super::workers::run(plan, report).await?;
+    if plan.wants(&super::cost::ROWS) {
+        super::cost::run(plan, report)?;
+    }
     if plan.wants(&["conn.idle_bytes"]) {
         idle_connections(plan, report).await?;
     }
@@ -79,7 +82,7 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
 
 /// Two daemons that trust each other, and the server application at the
 /// second one, over Pilot and over TCP.
-struct Pair {
+pub(super) struct Pair {
     a: Daemon,
     b: Daemon,
     target: String,
@@ -87,11 +90,11 @@ struct Pair {
     _pilot_server: Process,
     _tcp_server: Process,
     // Last: its folder must outlive what runs in it.
-    network: Network,
+    pub(super) network: Network,
 }
 
 impl Pair {
-    async fn start() -> Result<Self> {
+    pub(super) async fn start() -> Result<Self> {
         eprintln!("starting two daemons");
         let network = Network::start()?;
         let (a, b) = network.pair_with(&harness::LIFTED).await?;
@@ -113,7 +116,7 @@ impl Pair {
     }
 
     /// A workload over Pilot.
-    fn pilot(&self, workload: &str, numbers: &[u64]) -> Result<Value> {
+    pub(super) fn pilot(&self, workload: &str, numbers: &[u64]) -> Result<Value> {
         let socket = self.a.socket.to_str().context("socket path is not UTF-8")?;
         client(&["pilot", socket, &self.target], workload, numbers).with_context(|| {
             format!("daemons said: {} {}", self.a.process.log_tail(), self.b.process.log_tail())
@@ -144,7 +147,7 @@ pub(super) fn serve(folder: &Path, name: &str, place: &[&str]) -> Result<Process
     Process::start(name, command, &folder.join(format!("{name}.log")))
 }
 
-fn client(place: &[&str], workload: &str, numbers: &[u64]) -> Result<Value> {
+pub(super) fn client(place: &[&str], workload: &str, numbers: &[u64]) -> Result<Value> {
     let mut command = this_program()?;
     command.args(["role", "client"]).args(place).arg(workload);
     command.args(numbers.iter().map(u64::to_string));
@@ -162,7 +165,7 @@ pub(super) fn figure(value: &Value, key: &str) -> Result<f64> {
     value[key].as_f64().with_context(|| format!("no {key} in {value}"))
 }
 
-fn rate(value: &Value) -> Result<f64> {
+pub(super) fn rate(value: &Value) -> Result<f64> {
     Ok(figure(value, "bytes")? / 1e6 / figure(value, "seconds")?)
 }
 

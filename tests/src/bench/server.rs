@@ -10,7 +10,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::transport::{Acceptor, Stream, now};
+use super::transport::{Acceptor, Others, Stream, now};
 
 /// Takes as many bytes as announced and says when the last one came.
 pub(super) const SINK: u8 = b'S';
@@ -42,8 +42,8 @@ struct Seen {
 }
 
 /// Serves until killed.
-pub(super) async fn run(args: &[&str]) -> Result<()> {
-    let (mut acceptor, at) = Acceptor::new(args).await?;
+pub(super) async fn run(args: &[&str], others: Others<'_>) -> Result<()> {
+    let (mut acceptor, at) = Acceptor::new(args, others).await?;
     let local = tokio::task::LocalSet::new();
     let seen = Rc::new(Cell::new(Seen::default()));
     local
@@ -99,7 +99,7 @@ async fn serve(mut stream: Stream, seen: &Cell<Seen>) -> Result<()> {
             stream.shutdown().await?;
             let _ = stream.read_u8().await;
         }
-        TIMED => super::loss::take(&mut stream).await?,
+        TIMED => super::timed::take(&mut stream).await?,
         DATAGRAMS => {
             loop {
                 let before = seen.get().count;

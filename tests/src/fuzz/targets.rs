@@ -89,6 +89,19 @@ fn tunnel_frame(input: &[u8]) {
             assert_eq!(header, input[..tunnel::SEALED_HEADER_LEN]);
             assert!(input.len() >= tunnel::SEALED_HEADER_LEN + tunnel::TAG_LEN);
         }
+        Ok(Frame::Compact { sender, prefix, counter }) => {
+            let mut header = [0; tunnel::COMPACT_HEADER_LEN];
+            let nonce = tunnel::Nonce::near(prefix, counter, 0);
+            tunnel::write_compact_header(&mut header, sender, nonce);
+            assert_eq!(header, input[..tunnel::COMPACT_HEADER_LEN]);
+            assert!(input.len() >= tunnel::COMPACT_HEADER_LEN + tunnel::TAG_LEN);
+            let body = &input[tunnel::COMPACT_HEADER_LEN..];
+            if let Ok(packet) = Packet::decode_compact(body, sender, sender) {
+                let mut again = [0; pilot_wire::packet::COMPACT_LEN];
+                packet.header.write_compact(&mut again);
+                assert_eq!(again, body[..again.len()]);
+            }
+        }
         Ok(Frame::AuthKey(auth)) => {
             assert_eq!(auth.to_frame(), input[..tunnel::AUTH_KEY_LEN]);
         }
@@ -136,13 +149,14 @@ fn sack(input: &[u8]) {
 
 fn options_corpus() -> Vec<Vec<u8>> {
     let mut all = Vec::new();
-    for bits in 0..16u16 {
+    for bits in 0..32u16 {
         let mut out = Vec::new();
         let options = Options {
             max_segment: (bits & 8 != 0).then_some(1200 + bits),
             stream_ack: bits & 1 != 0,
             half_close: bits & 2 != 0,
             byte_window: bits & 4 != 0,
+            compact: bits & 16 != 0,
         };
         options.encode(&mut out);
         all.push(out);

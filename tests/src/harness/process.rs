@@ -2,7 +2,7 @@
 //! nothing of what the program does.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -71,14 +71,26 @@ impl Process {
     /// # Errors
     /// When it cannot be started, ends before that line, or takes longer than
     /// [`START_LIMIT`]; the text has the end of its log.
-    pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+    pub fn start(name: &str, command: Command, log: &Path) -> Result<Self> {
+        Self::start_with(name, command, log, Stdio::null())
+    }
+
+    /// The same for a program that is to be told something with [`Self::tell`].
+    ///
+    /// # Errors
+    /// Like [`Self::start`].
+    pub fn start_to_tell(name: &str, command: Command, log: &Path) -> Result<Self> {
+        Self::start_with(name, command, log, Stdio::piped())
+    }
+
+    fn start_with(name: &str, mut command: Command, log: &Path, stdin: Stdio) -> Result<Self> {
         let stderr = OpenOptions::new()
             .create(true)
             .append(true)
             .open(log)
             .with_context(|| format!("cannot open the log {}", log.display()))?;
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(stderr)
             .spawn()
@@ -121,6 +133,16 @@ impl Process {
         self.ready[key]
             .as_str()
             .with_context(|| format!("{}: no text {key:?} in {}", self.name, self.ready))
+    }
+
+    /// Writes a line to its standard input.
+    ///
+    /// # Errors
+    /// When it has none, or has ended.
+    pub fn tell(&mut self, line: &str) -> Result<()> {
+        let input = self.child.stdin.as_mut();
+        let input = input.with_context(|| format!("{} was started without input", self.name))?;
+        writeln!(input, "{line}").with_context(|| format!("{} does not listen", self.name))
     }
 
     /// The next line of standard output after the ready line, if one comes in

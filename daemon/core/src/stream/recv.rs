@@ -7,14 +7,19 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use pilot_wire::sack::{Block, Blocks};
 
+use super::ranges::Ranges;
 use crate::time::Time;
 
 /// Segments received in order are gathered into chunks of this size.
 const CHUNK: usize = 64 << 10;
 /// Pieces that came out of order and are at least this long stay as they are.
 const OWN_CHUNK: usize = 4096;
-/// Pieces held out of order; beyond it new ones are dropped and sent again.
-const MAX_OUT_OF_ORDER: usize = 4096;
+/// Pieces held out of order: at least so many, and one for so many bytes of the
+/// limit; beyond it new ones are dropped and sent again.
+const MIN_PIECES: usize = 64;
+const BYTES_PER_PIECE: usize = 512;
+/// Ranges that changed last and are reported first.
+const RECENT: usize = 32;
 /// An acknowledgement waits at most this long, and for at most one segment
 /// (RFC 1122, section 4.2.3.2; protocol page "Transport layer", section 1).
 const DELAYED_ACK: Duration = Duration::from_millis(40);
@@ -39,8 +44,15 @@ pub(crate) struct RecvSide {
     tail: BytesMut,
     buffered: usize,
     out_of_order: BTreeMap<u64, Bytes>,
+    out_of_order_bytes: usize,
+    /// What is held out of order, joined.
+    ranges: Ranges,
+    /// Starts of the pieces that came last, newest first.
+    recent: VecDeque<u64>,
+    /// A piece that came twice, to be reported once (RFC 2883).
+    twice: Option<(u64, u64)>,
     end: Option<u64>,
-    limit: usize,
+    window: Window,
     /// First offset beyond what the peer was last told it may send.
     edge: u64,
     unacked_segments: u32,
@@ -50,15 +62,21 @@ pub(crate) struct RecvSide {
 }
 
 impl RecvSide {
-    pub(crate) fn new(limit: usize) -> Self {
+    /// The window starts with `limit` bytes and grows up to `most`.
+    pub(crate) fn new(limit: usize, most: usize) -> Self {
+        let limit = limit.min(most);
         Self {
             next: 0,
             chunks: VecDeque::new(),
             tail: BytesMut::new(),
             buffered: 0,
             out_of_order: BTreeMap::new(),
+            out_of_order_bytes: 0,
+            ranges: Ranges::default(),
+            recent: VecDeque::new(),
+            twice: None,
             end: None,
-            limit,
+            window: Window { limit, most, cap: usize::MAX, strict: false, round: None },
             edge: limit as u64,
             unacked_segments: 0,
             ack_at: None,
@@ -72,9 +90,19 @@ impl RecvSide {
         self.next
     }
 
-    /// Bytes held out of order.
+    /// Pieces held out of order.
     pub(crate) fn out_of_order_len(&self) -> usize {
         self.out_of_order.len()
+    }
+
+    /// Whether an acknowledgement has ranges to report.
+    pub(crate) fn has_blocks(&self) -> bool {
+        self.twice.is_some() || self.ranges.len() > 0
+    }
+
+    /// Bytes held, read or not in order.
+    pub(crate) fn held(&self) -> usize {
+        self.buffered + self.out_of_order_bytes
     }
 
     /// Whether every byte before the end has arrived.
@@ -125,6 +153,9 @@ impl RecvSide {
         if from >= until {
             // Old, or beyond the window: say at once what is expected.
             self.ack_now = true;
+            if offset + data.len() as u64 <= self.next {
+                self.twice = Some((offset, offset + data.len() as u64));
+            }
             return 0;
         }
         let data = &data[index(from - offset)..index(until - offset)];
@@ -148,14 +179,16 @@ impl RecvSide {
     }
 
     fn acceptable_until(&mut self, len: usize, trickle: bool, now: Time) -> u64 {
-        let room = self.limit.saturating_sub(self.buffered);
+        let room = self.free();
         let limit = self.next + room as u64;
-        let edge = limit.max(self.edge);
+        // What was promised is taken, unless the daemon has no memory left: it
+        // is not acknowledged then, and comes again.
+        let edge = if self.window.strict { limit } else { limit.max(self.edge) };
         if !trickle || room >= len {
             return edge;
         }
         let due = self.overflow_at.is_none_or(|t| now.since(t) >= OVERFLOW_INTERVAL);
-        if due && self.buffered < self.limit + OVERFLOW_LIMIT {
+        if due && self.buffered < self.window.limit + OVERFLOW_LIMIT {
             self.overflow_at = Some(now);
             return self.next + len as u64;
         }
@@ -178,16 +211,20 @@ impl RecvSide {
     }
 
     fn insert_out_of_order(&mut self, mut from: u64, mut data: &[u8]) {
-        if self.out_of_order.len() >= MAX_OUT_OF_ORDER {
+        if self.out_of_order.len() >= MIN_PIECES.max(self.window.limit / BYTES_PER_PIECE) {
             return;
         }
+        let whole = (from, from + data.len() as u64);
+        if self.ranges.add(whole.0, whole.1).is_none() {
+            self.twice = Some(whole);
+            return;
+        }
+        self.recent.push_front(from);
+        self.recent.truncate(RECENT);
         // Keep what is held; add only the bytes that fill gaps.
         if let Some((start, held)) = self.out_of_order.range(..=from).next_back() {
             let covered = (start + held.len() as u64).saturating_sub(from);
-            if covered >= data.len() as u64 {
-                return;
-            }
-            data = &data[index(covered)..];
+            data = &data[index(covered.min(data.len() as u64))..];
             from += covered;
         }
         while !data.is_empty() {
@@ -196,6 +233,7 @@ impl RecvSide {
                 following.map_or(data.len() as u64, |(s, _)| (s - from).min(data.len() as u64));
             let (fill, rest) = data.split_at(index(gap));
             if !fill.is_empty() {
+                self.out_of_order_bytes += fill.len();
                 self.out_of_order.insert(from, Bytes::copy_from_slice(fill));
             }
             let skip = following.map_or(0, |(_, len)| len).min(rest.len());
@@ -211,6 +249,7 @@ impl RecvSide {
                 break;
             }
             let mut data = entry.remove();
+            self.out_of_order_bytes -= data.len();
             let seen = index((self.next - start).min(data.len() as u64));
             let fresh = data.split_off(seen);
             if fresh.is_empty() {
@@ -225,6 +264,12 @@ impl RecvSide {
             self.buffered += fresh.len();
             self.seal_tail();
             self.chunks.push_back(fresh);
+        }
+        self.ranges.forget_before(self.next);
+        if self.out_of_order.is_empty() {
+            // An idle stream holds nothing for them.
+            self.recent = VecDeque::new();
+            self.ranges = Ranges::default();
         }
     }
 
@@ -262,6 +307,8 @@ impl RecvSide {
     pub(crate) fn truncate(&mut self) {
         self.end = Some(self.next);
         self.out_of_order.clear();
+        self.out_of_order_bytes = 0;
+        self.ranges = Ranges::default();
     }
 
     /// Throws away what was received and not read.
@@ -273,7 +320,21 @@ impl RecvSide {
 
     /// Free bytes that may be advertised.
     pub(crate) fn free(&self) -> usize {
-        self.limit.saturating_sub(self.buffered)
+        self.window.limit.min(self.window.cap).saturating_sub(self.buffered)
+    }
+
+    /// The daemon's memory allows this stream `cap` bytes; with `strict` also
+    /// what the peer was promised beyond them is not taken.
+    pub(crate) fn set_cap(&mut self, cap: usize, strict: bool) {
+        self.window.cap = cap;
+        self.window.strict = strict;
+    }
+
+    /// Grows the window when a large part of it arrives within one round trip:
+    /// then it may be what limits the peer. `rtt` is the least round trip, so
+    /// that a queue on the path makes this no less eager.
+    pub(crate) fn tune(&mut self, rtt: Option<Duration>, now: Time) {
+        self.window.tune(self.next, rtt, now);
     }
 
     /// The window field for a peer of ours: exact, zero means closed. The right
@@ -296,7 +357,7 @@ impl RecvSide {
     /// (RFC 9293, section 3.8.6.2.2).
     pub(crate) fn window_update_due(&self) -> bool {
         let possible = self.next + self.free() as u64;
-        possible >= self.edge + self.limit as u64 / 2
+        possible >= self.edge + self.window.limit as u64 / 2
             || (self.edge < self.next + 2 * WINDOW_UNIT && possible >= self.edge + 2 * WINDOW_UNIT)
     }
 
@@ -328,31 +389,73 @@ impl RecvSide {
         self.unacked_segments = 0;
     }
 
-    /// What is held out of order, lowest first, as offsets translated by
+    /// Blocks that [`RecvSide::take_blocks`] would give.
+    pub(crate) fn block_count(&self, max: usize) -> usize {
+        (usize::from(self.twice.is_some()) + self.ranges.len()).min(max)
+    }
+
+    /// What was received twice, then what is held out of order, newest first
+    /// (RFC 2018, section 4; RFC 2883, section 4), as numbers translated by
     /// `to_seq`; at most `max` blocks.
-    pub(crate) fn blocks(&self, max: usize, to_seq: impl Fn(u64) -> u32) -> Blocks {
-        let mut blocks = Blocks::default();
-        let mut current: Option<(u64, u64)> = None;
-        let mut count = 0;
-        for (&start, data) in &self.out_of_order {
-            let stop = start + data.len() as u64;
-            match &mut current {
-                Some((_, end)) if *end == start => *end = stop,
-                _ => {
-                    if let Some((left, right)) = current.replace((start, stop)) {
-                        blocks.push(Block { left: to_seq(left), right: to_seq(right) });
-                        count += 1;
-                    }
-                    if count == max {
-                        return blocks;
-                    }
-                }
+    pub(crate) fn take_blocks(&mut self, max: usize, to_seq: impl Fn(u64) -> u32) -> Blocks {
+        let mut chosen: Vec<(u64, u64)> = Vec::with_capacity(max);
+        chosen.extend(self.twice.take());
+        let reported = chosen.len();
+        let recent = self.recent.iter().filter_map(|at| self.ranges.containing(*at));
+        // Newest first; those not among the newest, lowest first.
+        for range in recent.chain(self.ranges.iter()) {
+            if chosen.len() == max {
+                break;
+            }
+            if !chosen[reported..].contains(&range) {
+                chosen.push(range);
             }
         }
-        if let Some((left, right)) = current {
+        let mut blocks = Blocks::default();
+        for (left, right) in chosen {
             blocks.push(Block { left: to_seq(left), right: to_seq(right) });
         }
         blocks
+    }
+
+    /// As published: what is held out of order, lowest first.
+    pub(crate) fn lowest_blocks(&self, max: usize, to_seq: impl Fn(u64) -> u32) -> Blocks {
+        let mut blocks = Blocks::default();
+        for (left, right) in self.ranges.iter().take(max) {
+            blocks.push(Block { left: to_seq(left), right: to_seq(right) });
+        }
+        blocks
+    }
+}
+
+/// How large the receive window is.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    /// What this stream takes, in bytes, read or not.
+    limit: usize,
+    /// What it may grow to.
+    most: usize,
+    /// What the daemon's memory allows it now.
+    cap: usize,
+    strict: bool,
+    /// Where the stream stood when the present round trip began.
+    round: Option<(u64, Time)>,
+}
+
+impl Window {
+    fn tune(&mut self, next: u64, rtt: Option<Duration>, now: Time) {
+        let Some(rtt) = rtt.filter(|_| self.limit < self.most) else { return };
+        let Some((start, since)) = self.round else {
+            self.round = Some((next, now));
+            return;
+        };
+        if next - start >= self.limit as u64 / 4 {
+            // Twice a window per round trip, as slow start grows the peer's.
+            self.limit = (self.limit * 2).min(self.most);
+            self.round = Some((next, now));
+        } else if now.since(since) >= rtt {
+            self.round = Some((next, now));
+        }
     }
 }
 

@@ -1,20 +1,36 @@
 //! The sending half of a stream: what was written, what is in flight, and what
 //! is lost (RFC 8985, RACK-TLP, over a scoreboard of segments).
+//!
+//! An acknowledgement costs what it newly says: ranges that were reported
+//! before are not walked again, and losses are looked for in the order of
+//! sending, from the oldest on.
+
+mod buffer;
+mod rate;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use buffer::Buffer;
+use bytes::Bytes;
+pub(crate) use rate::RateSample;
+use rate::{Newest, Rate, Stamp};
 
+use super::ranges::Ranges;
 use super::rtt::Rtt;
 use crate::time::Time;
 
-/// Writes up to this size are gathered, so that a tiny slice does not hold a
-/// large buffer in memory.
-const GATHER: usize = 2048;
-const GATHER_CHUNK: usize = 16 << 10;
-/// Reordering tolerated before a segment counts as lost, at the least.
+/// Reordering tolerated before a segment counts as lost once any was seen, at
+/// the least; clocks and batches are coarse.
 const MIN_REORDERING: Duration = Duration::from_millis(1);
+/// SACKed segments that mean loss while no reordering has been seen (RFC 8985,
+/// section 6.2, step 4: DupThresh).
+const DUPLICATE_THRESHOLD: usize = 3;
+/// The reordering window is at most this many quarters of the least round trip
+/// (RFC 8985, section 6.2, step 4; bounded further by SRTT).
+const MAX_REORDERING_QUARTERS: u32 = 20;
+/// Recoveries after which a widened reordering window shrinks back.
+const REORDERING_PERSISTS: u32 = 16;
 /// Added to the probe timeout when the receiver may delay its acknowledgement.
 const DELAYED_ACK: Duration = Duration::from_millis(45);
 const MIN_PROBE: Duration = Duration::from_millis(10);
@@ -33,6 +49,7 @@ struct Segment {
     sent: Time,
     fate: Fate,
     transmissions: u16,
+    stamp: Stamp,
 }
 
 impl Segment {
@@ -50,6 +67,10 @@ pub(crate) struct Acked {
     pub(crate) delivered: usize,
     /// A round trip measured without ambiguity.
     pub(crate) rtt: Option<Duration>,
+    /// A segment arrived sooner after its last transmission than any round
+    /// trip: an earlier transmission was what arrived.
+    pub(crate) original: bool,
+    newest: Newest,
 }
 
 /// A segment to send now.
@@ -63,23 +84,44 @@ pub(crate) struct Span {
     pub(crate) small: bool,
 }
 
+/// How far reordering is tolerated (RFC 8985, section 6.2, step 4).
+#[derive(Clone, Copy, Debug, Default)]
+struct Reordering {
+    seen: bool,
+    /// Quarters of the least round trip; 0 stands for the first.
+    widened: u32,
+    /// Recoveries left until the width is the first one again.
+    persists: u32,
+    /// Widened at most once a round trip: until this offset is acknowledged.
+    round_end: u64,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct SendSide {
-    chunks: VecDeque<(u64, Bytes)>,
-    tail: BytesMut,
-    tail_start: u64,
+    buffer: Buffer,
     una: u64,
     next: u64,
     end: u64,
     segments: VecDeque<Segment>,
+    /// Send time and start of transmissions, oldest first; entries whose
+    /// segment has arrived, was lost or was sent again are stale.
+    by_time: VecDeque<(Time, u64)>,
+    sacked_ranges: Ranges,
     in_flight: usize,
     sacked: usize,
+    sacked_segments: usize,
     lost: usize,
+    /// No lost segment starts before this.
+    lost_from: u64,
     /// Send time and end of the newest segment known to have arrived.
     rack: Option<(Time, u64)>,
     rack_rtt: Duration,
     rack_dirty: bool,
+    /// Highest offset known to have arrived.
+    forward: u64,
+    reordering: Reordering,
     reordering_at: Option<Time>,
+    rate: Rate,
 }
 
 impl SendSide {
@@ -124,66 +166,15 @@ impl SendSide {
     pub(crate) fn write(&mut self, data: Bytes) {
         let start = self.end;
         self.end += data.len() as u64;
-        if data.len() <= GATHER {
-            if self.tail.capacity() - self.tail.len() < data.len() {
-                self.seal_tail();
-                let size = if self.una < start { GATHER_CHUNK } else { data.len() };
-                self.tail = BytesMut::with_capacity(size);
-            }
-            if self.tail.is_empty() {
-                self.tail_start = start;
-            }
-            self.tail.extend_from_slice(&data);
-        } else {
-            self.seal_tail();
-            self.chunks.push_back((start, data));
-        }
-    }
-
-    fn seal_tail(&mut self) {
-        if self.tail.is_empty() {
-            return;
-        }
-        self.chunks.push_back((self.tail_start, std::mem::take(&mut self.tail).freeze()));
+        self.buffer.write(start, data, self.una < start);
     }
 
     /// Copies `out.len()` written bytes from `offset` on.
     pub(crate) fn copy(&self, offset: u64, out: &mut [u8]) {
-        let mut filled = 0;
-        let first = self.chunks.partition_point(|(s, d)| s + d.len() as u64 <= offset);
-        for (start, data) in self.chunks.range(first..) {
-            if filled == out.len() {
-                return;
-            }
-            let skip = index((offset + filled as u64).saturating_sub(*start));
-            let n = (data.len() - skip).min(out.len() - filled);
-            out[filled..filled + n].copy_from_slice(&data[skip..skip + n]);
-            filled += n;
-        }
-        if filled < out.len() {
-            let skip = index(offset + filled as u64 - self.tail_start);
-            let n = out.len() - filled;
-            out[filled..].copy_from_slice(&self.tail[skip..skip + n]);
-        }
+        self.buffer.copy(offset, out);
     }
 
-    fn free_acked(&mut self) {
-        while let Some((start, data)) = self.chunks.front() {
-            if start + data.len() as u64 > self.una {
-                break;
-            }
-            self.chunks.pop_front();
-        }
-        if self.chunks.is_empty() {
-            let gone = index(self.una.saturating_sub(self.tail_start)).min(self.tail.len());
-            if gone == self.tail.len() {
-                self.tail = BytesMut::new();
-            } else if gone > 0 {
-                let _ = self.tail.split_to(gone);
-                self.tail_start += gone as u64;
-            }
-        }
-    }
+    // ---- acknowledgements ------------------------------------------------
 
     /// Takes the acknowledgement of everything before `ack`, which lies in
     /// `una..=next`.
@@ -196,13 +187,13 @@ impl SendSide {
             self.segments.pop_front();
             self.leave(front);
             if front.fate != Fate::Sacked {
-                result.delivered += front.len as usize;
-                self.delivered(front, min_rtt, now, &mut result.rtt);
+                self.delivered(front, min_rtt, now, &mut result);
             }
         }
         if let Some(front) = self.segments.front_mut().filter(|s| s.start < ack) {
             // A peer that re-cut the stream: the rest stays as it was.
             let cut = ack - front.start;
+            let old = front.start;
             front.start = ack;
             // Less than the segment's own length.
             #[expect(clippy::cast_possible_truncation, reason = "below a u32 length")]
@@ -210,9 +201,17 @@ impl SendSide {
             front.len -= cut;
             let fate = front.fate;
             *self.total(fate) -= cut as usize;
+            for (_, start) in self.by_time.iter_mut().filter(|(_, start)| *start == old) {
+                *start = ack;
+            }
+            // Known ranges may hold the rest whole now.
+            self.sacked_ranges = Ranges::default();
         }
         self.una = ack;
-        self.free_acked();
+        self.forward = self.forward.max(ack);
+        self.sacked_ranges.forget_before(ack);
+        self.buffer.free(ack);
+        self.drop_stale();
         result
     }
 
@@ -224,21 +223,28 @@ impl SendSide {
         now: Time,
         result: &mut Acked,
     ) {
-        let first = self.segments.partition_point(|s| s.start < left);
+        let (left, right) = (left.max(self.una), right.min(self.next));
+        if left >= right {
+            return;
+        }
+        // A hole that closes joins two ranges, and a segment may lie across the
+        // seam: look from the end of what was known before the hole.
+        let Some((whole, fresh)) = self.sacked_ranges.add(left, right) else { return };
+        let first = self.segments.partition_point(|s| s.end() <= fresh.0);
         for i in first..self.segments.len() {
             let segment = self.segments[i];
-            if segment.end() > right {
+            if segment.start >= fresh.1 {
                 break;
             }
-            if segment.fate == Fate::Sacked {
+            if segment.fate == Fate::Sacked || segment.start < whole.0 || segment.end() > whole.1 {
                 continue;
             }
             self.leave(segment);
             self.segments[i].fate = Fate::Sacked;
             self.sacked += segment.len as usize;
+            self.sacked_segments += 1;
             self.rack_dirty = true;
-            result.delivered += segment.len as usize;
-            self.delivered(segment, min_rtt, now, &mut result.rtt);
+            self.delivered(segment, min_rtt, now, result);
         }
     }
 
@@ -252,25 +258,36 @@ impl SendSide {
 
     fn leave(&mut self, segment: Segment) {
         *self.total(segment.fate) -= segment.len as usize;
+        if segment.fate == Fate::Sacked {
+            self.sacked_segments -= 1;
+        }
     }
 
-    /// Updates RACK's newest delivery (RFC 8985, section 6.2, step 2).
+    /// Updates RACK's newest delivery (RFC 8985, section 6.2, steps 1 to 3).
     fn delivered(
         &mut self,
         segment: Segment,
         min_rtt: Option<Duration>,
         now: Time,
-        sample: &mut Option<Duration>,
+        acked: &mut Acked,
     ) {
+        acked.delivered += segment.len as usize;
+        let len = segment.len as usize;
+        self.rate.arrived(segment.stamp, segment.sent, len, &mut acked.newest, now);
         let rtt = now.since(segment.sent);
         if segment.transmissions > 1 {
             self.rack_dirty = true;
             if min_rtt.is_none_or(|min| rtt < min) {
+                acked.original = true;
                 return;
             }
         } else {
-            *sample = Some(rtt);
+            acked.rtt = Some(rtt);
+            if segment.end() < self.forward {
+                self.reordering.seen = true;
+            }
         }
+        self.forward = self.forward.max(segment.end());
         let key = (segment.sent, segment.end());
         if self.rack.is_none_or(|rack| key > rack) {
             self.rack = Some(key);
@@ -278,60 +295,153 @@ impl SendSide {
         }
     }
 
+    /// The rate that an acknowledgement shows.
+    pub(crate) fn rate_sample(&mut self, acked: &Acked, min_rtt: Option<Duration>) -> RateSample {
+        self.rate.sample(acked.newest, min_rtt)
+    }
+
+    /// Everything that was written is out and the window has room: what the
+    /// path could carry is not known from now on.
+    pub(crate) fn note_app_limited(&mut self) {
+        self.rate.app_limited(self.in_flight);
+    }
+
+    /// Total bytes delivered since the start.
+    pub(crate) fn total_delivered(&self) -> u64 {
+        self.rate.delivered()
+    }
+
+    // ---- losses ------------------------------------------------------------
+
     /// Marks segments as lost that were sent long enough before one that
     /// arrived (RFC 8985, section 6.2, step 5). Returns bytes newly lost.
-    pub(crate) fn detect_losses(&mut self, rtt: &Rtt, now: Time) -> usize {
+    pub(crate) fn detect_losses(&mut self, rtt: &Rtt, recovering: bool, now: Time) -> usize {
         if !self.rack_dirty && self.sacked == 0 && self.reordering_at.is_none() {
             return 0;
         }
         self.rack_dirty = false;
         self.reordering_at = None;
         let Some(rack) = self.rack else { return 0 };
-        let window = MIN_REORDERING.max(rtt.min().unwrap_or_default() / 4);
+        let window = self.reordering_window(rtt, recovering);
         let mut newly = 0;
-        for segment in &mut self.segments {
-            if segment.fate != Fate::InFlight || (segment.sent, segment.end()) >= rack {
+        while let Some(&(sent, start)) = self.by_time.front() {
+            let Some(i) = self.current(sent, start) else {
+                self.by_time.pop_front();
                 continue;
+            };
+            if (sent, self.segments[i].end()) >= rack {
+                break;
             }
-            let deadline = segment.sent + self.rack_rtt + window;
-            if deadline <= now {
-                segment.fate = Fate::Lost;
-                newly += segment.len as usize;
-            } else {
-                self.reordering_at = Some(self.reordering_at.map_or(deadline, |t| t.min(deadline)));
+            let deadline = sent + self.rack_rtt + window;
+            if deadline > now {
+                // What was sent later is due later.
+                self.reordering_at = Some(deadline);
+                break;
             }
+            self.by_time.pop_front();
+            newly += self.lose(i);
         }
-        self.in_flight -= newly;
-        self.lost += newly;
         newly
+    }
+
+    /// RFC 8985, section 6.2, step 4.
+    fn reordering_window(&self, rtt: &Rtt, recovering: bool) -> Duration {
+        if !self.reordering.seen && (recovering || self.sacked_segments >= DUPLICATE_THRESHOLD) {
+            return Duration::ZERO;
+        }
+        let quarters = self.reordering.widened.max(1);
+        let window = rtt.min().unwrap_or_default() / 4 * quarters;
+        window.min(rtt.smoothed().unwrap_or_default()).max(MIN_REORDERING)
+    }
+
+    /// The peer received a segment twice: reordering was taken for loss, so
+    /// more of it is tolerated, at most once a round trip.
+    pub(crate) fn widen_reordering(&mut self) {
+        self.reordering.seen = true;
+        self.reordering.persists = REORDERING_PERSISTS;
+        if self.una >= self.reordering.round_end {
+            self.reordering.round_end = self.next;
+            let quarters = self.reordering.widened.max(1) + 1;
+            self.reordering.widened = quarters.min(MAX_REORDERING_QUARTERS);
+        }
+    }
+
+    /// A recovery has ended.
+    pub(crate) fn recovered(&mut self) {
+        self.reordering.persists = self.reordering.persists.saturating_sub(1);
+        if self.reordering.persists == 0 {
+            self.reordering.widened = 0;
+        }
+    }
+
+    /// The segment in flight that this transmission is the last of.
+    fn current(&self, sent: Time, start: u64) -> Option<usize> {
+        let i = self.segments.partition_point(|s| s.start < start);
+        let segment = self.segments.get(i)?;
+        let same = segment.start == start && segment.sent == sent;
+        (same && segment.fate == Fate::InFlight).then_some(i)
+    }
+
+    fn drop_stale(&mut self) {
+        while let Some(&(sent, start)) = self.by_time.front() {
+            if self.current(sent, start).is_some() {
+                break;
+            }
+            self.by_time.pop_front();
+        }
+    }
+
+    /// Marks one segment in flight. Returns its bytes.
+    fn lose(&mut self, i: usize) -> usize {
+        let segment = &mut self.segments[i];
+        segment.fate = Fate::Lost;
+        let (start, len) = (segment.start, segment.len as usize);
+        self.lost_from = if self.lost == 0 { start } else { self.lost_from.min(start) };
+        self.in_flight -= len;
+        self.lost += len;
+        self.rate.lost(len);
+        len
     }
 
     /// The retransmission timer fired: everything in flight counts as lost.
     /// Returns the bytes that were in flight.
     pub(crate) fn lose_all(&mut self) -> usize {
         let newly = self.in_flight;
-        for segment in &mut self.segments {
-            if segment.fate == Fate::InFlight {
-                segment.fate = Fate::Lost;
+        for i in 0..self.segments.len() {
+            if self.segments[i].fate == Fate::InFlight {
+                self.lose(i);
             }
         }
-        self.lost += newly;
-        self.in_flight = 0;
+        self.by_time.clear();
         self.reordering_at = None;
         newly
+    }
+
+    /// The timeout was a mistake: what was lost by it and not sent again is in
+    /// flight as it was.
+    pub(crate) fn unlose(&mut self) {
+        let mut found = 0;
+        for segment in self.segments.iter_mut().filter(|s| s.fate == Fate::Lost) {
+            segment.fate = Fate::InFlight;
+            found += segment.len as usize;
+        }
+        self.lost -= found;
+        self.in_flight += found;
+        self.order_by_time();
+    }
+
+    fn order_by_time(&mut self) {
+        let in_flight = self.segments.iter().filter(|s| s.fate == Fate::InFlight);
+        let mut order: Vec<_> = in_flight.map(|s| (s.sent, s.start)).collect();
+        order.sort_unstable();
+        self.by_time = order.into();
     }
 
     /// Marks the first segment in flight as lost (three duplicate ACKs from a
     /// peer that sent no SACK list). Returns its bytes.
     pub(crate) fn lose_first(&mut self) -> usize {
-        let Some(first) = self.segments.iter_mut().find(|s| s.fate == Fate::InFlight) else {
-            return 0;
-        };
-        first.fate = Fate::Lost;
-        let len = first.len as usize;
-        self.in_flight -= len;
-        self.lost += len;
-        len
+        let first = self.segments.iter().position(|s| s.fate == Fate::InFlight);
+        first.map_or(0, |i| self.lose(i))
     }
 
     /// Throws away everything that was written.
@@ -355,14 +465,21 @@ impl SendSide {
             }
             self.segments.push_back(segment);
         }
+        self.sacked_segments = self.segments.iter().filter(|s| s.fate == Fate::Sacked).count();
+        // Known ranges may hold pieces whole now.
+        self.sacked_ranges = Ranges::default();
+        self.order_by_time();
     }
+
+    // ---- sending -----------------------------------------------------------
 
     /// The first lost segment.
     pub(crate) fn next_lost(&self) -> Option<Span> {
         if self.lost == 0 {
             return None;
         }
-        let segment = self.segments.iter().find(|s| s.fate == Fate::Lost)?;
+        let from = self.segments.partition_point(|s| s.start < self.lost_from);
+        let segment = self.segments.range(from..).find(|s| s.fate == Fate::Lost)?;
         Some(Span { offset: segment.start, len: segment.len as usize, again: true, small: false })
     }
 
@@ -379,30 +496,37 @@ impl SendSide {
 
     /// Records that `span` is sent now.
     pub(crate) fn sent(&mut self, span: Span, now: Time) {
-        let len = u32::try_from(span.len).unwrap_or(u32::MAX);
+        let stamp = self.rate.sent(span.len, self.in_flight, now);
         if !span.again {
+            let len = u32::try_from(span.len).unwrap_or(u32::MAX);
             self.next += span.len as u64;
             self.in_flight += span.len;
-            let segment = Segment {
+            self.segments.push_back(Segment {
                 start: span.offset,
                 len,
                 sent: now,
                 fate: Fate::InFlight,
                 transmissions: 1,
-            };
-            self.segments.push_back(segment);
+                stamp,
+            });
+            self.by_time.push_back((now, span.offset));
             return;
         }
         let i = self.segments.partition_point(|s| s.start < span.offset);
         let Some(&segment) = self.segments.get(i) else { return };
         self.leave(segment);
+        if segment.fate == Fate::Lost {
+            self.lost_from = segment.end();
+        }
         self.in_flight += span.len;
         self.segments[i] = Segment {
             sent: now,
             fate: Fate::InFlight,
             transmissions: segment.transmissions.saturating_add(1),
+            stamp,
             ..segment
         };
+        self.by_time.push_back((now, segment.start));
     }
 
     /// When [`SendSide::detect_losses`] may find more.

@@ -49,6 +49,9 @@ pub(super) struct Timers {
 
     pub(super) syn_due: bool,
     pub(super) syn_ack_due: bool,
+    /// When the only SYN-ACK so far was sent, until it is answered.
+    syn_ack_at: Option<Time>,
+    syn_acks: u32,
     pub(super) probe_due: bool,
     pub(super) tail_probe_due: bool,
     syns: usize,
@@ -92,6 +95,8 @@ impl Timers {
             orphan: config.time_wait,
             syn_due: false,
             syn_ack_due: false,
+            syn_ack_at: None,
+            syn_acks: 0,
             probe_due: false,
             tail_probe_due: false,
             syns: 0,
@@ -166,8 +171,28 @@ impl Timers {
         self.last_progress = now;
     }
 
+    /// A SYN-ACK leaves now.
+    pub(super) fn syn_ack_sent(&mut self, now: Time) {
+        self.syn_ack_due = false;
+        self.syn_acks += 1;
+        self.syn_ack_at = (self.syn_acks == 1).then_some(now);
+    }
+
+    /// The first packet after the SYN: the side that accepts measures a round
+    /// trip as well, which its window needs before it ever sends.
+    pub(super) fn answered(&mut self, rtt: &mut Rtt, now: Time) {
+        if let Some(sent) = self.syn_ack_at.take() {
+            rtt.sample(now.since(sent));
+        }
+    }
+
     pub(super) fn heard(&mut self, now: Time) {
         self.last_heard = now;
+    }
+
+    /// The retransmission timer has fired since the last progress.
+    pub(super) fn timed_out(&self) -> bool {
+        self.timeouts > 0
     }
 
     /// New data was acknowledged.
@@ -231,7 +256,7 @@ impl Stream {
 
     /// RFC 8985, section 7.2: only outside recovery, and once per flight.
     fn arm_tail_probe(&mut self) {
-        let wanted = self.recovery.is_none()
+        let wanted = !self.recovery.active()
             && self.send.in_flight() > 0
             && !self.send.has_lost()
             && self.rtt.backoff() == 0
@@ -265,6 +290,7 @@ impl Stream {
                     self.send.reordering_deadline(),
                     self.recv.ack_deadline(),
                     t.persist_at,
+                    self.paced_until(),
                     flush,
                     t.gap_until,
                     orphan,
@@ -356,8 +382,8 @@ impl Stream {
         }
         if due(self.send.reordering_deadline()) {
             let in_flight = self.send.in_flight();
-            if self.send.detect_losses(&self.rtt, now) > 0 {
-                self.enter_recovery(in_flight, self.segment_guess(), now);
+            if self.send.detect_losses(&self.rtt, self.recovery.active(), now) > 0 {
+                self.enter_recovery(in_flight, now);
             }
         }
         if due(self.timers.small_since.map(|at| at + NAGLE_FLUSH)) {
@@ -390,16 +416,8 @@ impl Stream {
             self.abort(CloseReason::Unresponsive);
             return;
         }
-        let in_flight = self.send.in_flight();
-        if self.timers.timeouts == 0 {
-            // One reaction per episode; later timeouts only back off.
-            self.congestion.on_timeout(in_flight, self.segment_guess(), now);
-        }
+        self.time_out(now);
         self.timers.timeouts += 1;
-        self.recovery = Some(self.send.next());
-        self.timeout_recovery = true;
-        self.send.lose_all();
-        self.rtt.back_off();
         alarm.silent = self.timers.timeouts >= SUSPECT_TIMEOUTS;
         alarm.black_hole = alarm.silent && self.send.segments() > 0;
         if self.fin == Fin::Sent && self.send.all_acked() {

@@ -5,8 +5,9 @@ use pilot_wire::packet::{Flags, Header, Protocol};
 use pilot_wire::sack::{Blocks, MAX_BLOCKS, MAX_PUBLISHED_BLOCKS, looks_like_list};
 
 use super::send::Span;
-use super::{Fin, PUBLISHED_SEGMENT, State, Stream};
+use super::{Fin, PUBLISHED_SEGMENT, State, Stream, seq_after};
 use crate::time::Time;
+use crate::tunnel::Shape;
 
 /// Smallest segment size that a peer may ask for.
 const MIN_SEGMENT: usize = 536;
@@ -35,7 +36,33 @@ pub(crate) struct Plan {
     pub(crate) len: usize,
 }
 
+/// Largest payloads of stream packets on a path, by form of frame, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rooms {
+    pub(crate) published: usize,
+    pub(crate) compact: usize,
+}
+
 impl Stream {
+    fn compact(&self) -> bool {
+        self.ours.is_some_and(|o| o.compact)
+    }
+
+    /// What of `rooms` is this stream's.
+    pub(crate) fn room(&self, rooms: Rooms) -> usize {
+        if self.compact() { rooms.compact } else { rooms.published }
+    }
+
+    /// The form of frame for a packet. What opens and ends a stream comes as
+    /// published: the peer may not know yet, or no more, what we agreed on.
+    pub(crate) fn shape(&self, plan: &Plan) -> Shape {
+        match plan.kind {
+            Kind::Syn | Kind::SynAck | Kind::Reset => Shape::Published,
+            _ if self.compact() => Shape::Compact,
+            _ => Shape::Published,
+        }
+    }
+
     /// The next packet to send, if any. `max_payload` is what the path takes.
     pub(crate) fn plan(&self, max_payload: usize, now: Time) -> Option<Plan> {
         let plan = |kind, len| Some(Plan { kind, len });
@@ -56,12 +83,11 @@ impl Stream {
             return plan(Kind::FinAnswer(ack), 0);
         }
         let ack_due = self.recv.ack_due(now);
-        let gaps = self.recv.out_of_order_len() > 0;
-        if ack_due && gaps {
+        if ack_due && self.has_blocks() {
             return plan(Kind::Ack, self.block_bytes());
         }
         if self.state == State::Open {
-            if let Some(span) = self.next_span(max_payload) {
+            if let Some(span) = self.next_span(max_payload, now) {
                 return plan(Kind::Data(span), span.len);
             }
             if self.fin_sendable() {
@@ -95,9 +121,19 @@ impl Stream {
         .max(1)
     }
 
-    fn next_span(&self, max_payload: usize) -> Option<Span> {
+    /// When the pacer lets data go on that nothing else holds back.
+    pub(super) fn paced_until(&self) -> Option<Time> {
+        let waiting = self.send.has_lost() || self.send.next() < self.send.end();
+        let room = self.send.in_flight() < self.congestion.window();
+        self.pacer.next().filter(|_| waiting && room)
+    }
+
+    fn next_span(&self, max_payload: usize, now: Time) -> Option<Span> {
         let in_flight = self.send.in_flight();
         let room = self.congestion.window().saturating_sub(in_flight);
+        if !self.pacer.allows(now) && !self.timers.tail_probe_due {
+            return None;
+        }
         if let Some(lost) = self.send.next_lost() {
             return (in_flight == 0 || lost.len <= room).then_some(lost);
         }
@@ -157,17 +193,20 @@ impl Stream {
             && self.right_edge <= self.send.next()
     }
 
+    /// What came twice is reported to peers of ours only.
+    fn has_blocks(&self) -> bool {
+        if self.ours.is_some() { self.recv.has_blocks() } else { self.recv.out_of_order_len() > 0 }
+    }
+
     fn block_bytes(&self) -> usize {
-        let count = self.blocks().as_slice().len();
         match self.ours {
-            Some(_) => 1 + count * 8,
-            None => 5 + count * 8,
+            Some(_) => 1 + self.recv.block_count(MAX_BLOCKS) * 8,
+            None => 5 + self.published_blocks().as_slice().len() * 8,
         }
     }
 
-    fn blocks(&self) -> Blocks {
-        let max = if self.ours.is_some() { MAX_BLOCKS } else { MAX_PUBLISHED_BLOCKS };
-        self.recv.blocks(max, |offset| self.receive_seq(offset))
+    fn published_blocks(&self) -> Blocks {
+        self.recv.lowest_blocks(MAX_PUBLISHED_BLOCKS, |offset| self.receive_seq(offset))
     }
 
     /// Writes the payload of `plan` into `payload` (exactly `plan.len` bytes)
@@ -231,7 +270,7 @@ impl Stream {
             self.timers.syn_sent(now);
         } else {
             header.flags = Flags::SYN | Flags::ACK;
-            self.timers.syn_ack_due = false;
+            self.timers.syn_ack_sent(now);
             self.acknowledge_in(header);
         }
         let mut options = Vec::with_capacity(MAX_ENCODED_LEN);
@@ -257,15 +296,19 @@ impl Stream {
         if payload.is_empty() {
             return;
         }
-        let blocks = self.blocks();
-        self.stats.sack_sent += blocks.as_slice().len() as u64;
         let mut bytes = Vec::with_capacity(payload.len());
-        if self.ours.is_some() {
+        let blocks = if self.ours.is_some() {
             header.protocol = Protocol::StreamAck;
+            let irs = self.irs;
+            let blocks = self.recv.take_blocks(MAX_BLOCKS, |offset| seq_after(irs, offset));
             blocks.encode(&mut bytes);
+            blocks
         } else {
+            let blocks = self.published_blocks();
             blocks.encode_published(&mut bytes);
-        }
+            blocks
+        };
+        self.stats.sack_sent += blocks.as_slice().len() as u64;
         payload.copy_from_slice(&bytes);
     }
 
@@ -288,14 +331,23 @@ impl Stream {
                 self.congestion.on_segment_size(span.len);
             }
         }
+        let probe = self.timers.tail_probe_due;
         self.send.sent(span, now);
+        let rate = self.congestion.pacing(self.rtt.smoothed());
+        self.pacer.sent(span.len, self.segment_guess(), rate, now);
         self.stats.bytes_sent += span.len as u64;
         if span.again {
             self.stats.retransmits += 1;
+            self.recovery.sent_again(span.offset + span.len as u64, probe);
         } else {
-            self.timers.sent_new(self.send.next() < self.send.end(), now);
+            let left = self.send.next() < self.send.end();
+            self.timers.sent_new(left, now);
             if span.small {
                 self.timers.small_until = self.send.next();
+            }
+            let room = self.send.in_flight() < self.congestion.window();
+            if !left && room && !self.send.has_lost() {
+                self.send.note_app_limited();
             }
         }
         self.sent_data(now);

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::session::{OpenError, Session};
+use super::session::{OpenError, Session, Shape};
 use crate::time::Time;
 
 /// Sessions held per peer; the oldest goes first.
@@ -216,31 +216,43 @@ impl Tunnel {
     pub(crate) fn open<'a>(
         &mut self,
         nonce: Nonce,
+        shape: Shape,
         body: &'a mut [u8],
     ) -> Result<(&'a mut [u8], bool), OpenError> {
         let known = self.sessions.iter().position(|s| s.knows_prefix(nonce.prefix));
         let index = match known {
             Some(i) => i,
-            None => self.find_by_trial(nonce, body)?,
+            None => self.find_by_trial(nonce, shape, body)?,
         };
         let first = !self.sessions[index].confirmed;
-        let opened = self.sessions[index].open(nonce, body)?;
+        let opened = self.sessions[index].open(nonce, shape, body)?;
         if first {
             self.prefer(index);
         }
         Ok(opened)
     }
 
+    /// The whole nonce of a compact frame. A session goes on counting where the
+    /// one before it stood, so a prefix not seen before starts near the highest
+    /// counter of all.
+    pub(crate) fn whole_nonce(&self, prefix: [u8; 4], low: u32) -> Nonce {
+        let seen = self.sessions.iter().find_map(|s| s.highest(prefix));
+        let highest = seen
+            .or_else(|| self.sessions.iter().map(Session::highest_of_all).max())
+            .unwrap_or_default();
+        Nonce::near(prefix, low, highest)
+    }
+
     /// Finds the session for a prefix not seen before. Failed opening spoils
     /// the buffer, so the tries work on a copy; a peer draws a new prefix only
     /// when keys change.
-    fn find_by_trial(&self, nonce: Nonce, body: &[u8]) -> Result<usize, OpenError> {
+    fn find_by_trial(&self, nonce: Nonce, shape: Shape, body: &[u8]) -> Result<usize, OpenError> {
         let mut error = OpenError::Tag;
         let mut copy = Vec::with_capacity(body.len());
         for (i, session) in self.sessions.iter().enumerate() {
             copy.clear();
             copy.extend_from_slice(body);
-            match session.trial(nonce, &mut copy) {
+            match session.trial(nonce, shape, &mut copy) {
                 Ok(()) => return Ok(i),
                 Err(OpenError::Tag) => {}
                 Err(e) => error = e,

@@ -18,6 +18,11 @@ impl ReplayWindow {
         Self { highest: 0, bits: Box::new([0; WORDS]) }
     }
 
+    /// The highest counter recorded.
+    pub(crate) fn highest(&self) -> u64 {
+        self.highest
+    }
+
     /// Whether `counter` may still be accepted. Changes nothing: a frame is
     /// recorded only once its tag was verified.
     pub(crate) fn allows(&self, counter: u64) -> bool {

@@ -3,7 +3,8 @@
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce as AeadNonce, UnboundKey};
 use pilot_wire::NodeId;
 use pilot_wire::tunnel::{
-    KEY_DERIVATION_PREFIX, Nonce, SEALED_HEADER_LEN, TAG_LEN, X25519Public, write_sealed_header,
+    COMPACT_AAD, COMPACT_HEADER_LEN, KEY_DERIVATION_PREFIX, Nonce, SEALED_HEADER_LEN, TAG_LEN,
+    X25519Public, write_compact_header, write_sealed_header,
 };
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -25,6 +26,42 @@ pub(crate) enum OpenError {
     Tag,
     /// The peer used too many prefixes under this key; it must be replaced.
     TooManyPrefixes,
+}
+
+/// The two forms of a sealed frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// As published, around a whole packet.
+    Published,
+    /// Ours, around a compact packet.
+    Compact,
+}
+
+impl Shape {
+    /// Bytes before the ciphertext.
+    pub(crate) const fn header_len(self) -> usize {
+        match self {
+            Self::Published => SEALED_HEADER_LEN,
+            Self::Compact => COMPACT_HEADER_LEN,
+        }
+    }
+
+    /// Bytes of a frame that are no payload of its packet.
+    pub(crate) const fn overhead(self) -> usize {
+        let packet = match self {
+            Self::Published => pilot_wire::packet::HEADER_LEN,
+            Self::Compact => pilot_wire::packet::COMPACT_LEN,
+        };
+        self.header_len() + packet + TAG_LEN
+    }
+
+    /// So that neither form can be passed off as the other.
+    fn aad(self) -> Aad<&'static [u8]> {
+        match self {
+            Self::Published => Aad::from(&[][..]),
+            Self::Compact => Aad::from(&COMPACT_AAD[..]),
+        }
+    }
 }
 
 /// An AES-256-GCM session (protocol page "Tunnel layer", sections 2 and 3).
@@ -103,20 +140,36 @@ impl Session {
 
     /// Seals `frame` in place: it holds room for the header, then the packet,
     /// then room for the tag.
-    pub(crate) fn seal(&mut self, sender: NodeId, frame: &mut [u8]) {
+    pub(crate) fn seal(&mut self, sender: NodeId, shape: Shape, frame: &mut [u8]) {
         self.send.counter += 1;
         let nonce = self.send;
-        let Some((header, rest)) = frame.split_first_chunk_mut::<SEALED_HEADER_LEN>() else {
-            return;
-        };
-        write_sealed_header(header, sender, nonce);
+        let Some((header, rest)) = frame.split_at_mut_checked(shape.header_len()) else { return };
+        match shape {
+            Shape::Published => {
+                header.first_chunk_mut().map(|h| write_sealed_header(h, sender, nonce));
+            }
+            Shape::Compact => {
+                header.first_chunk_mut().map(|h| write_compact_header(h, sender, nonce));
+            }
+        }
         let Some(split) = rest.len().checked_sub(TAG_LEN) else { return };
         let (packet, tag_room) = rest.split_at_mut(split);
         let nonce = AeadNonce::assume_unique_for_key(nonce.to_bytes());
-        // Fails only for inputs of 64 GiB; the zero tag left then opens nowhere.
-        if let Ok(tag) = self.key.seal_in_place_separate_tag(nonce, Aad::empty(), packet) {
-            tag_room.copy_from_slice(tag.as_ref());
+        // Fails only for inputs of 64 GiB; the tag left then opens nowhere.
+        match self.key.seal_in_place_separate_tag(nonce, shape.aad(), packet) {
+            Ok(tag) => tag_room.copy_from_slice(tag.as_ref()),
+            Err(_) => tag_room.fill(0),
         }
+    }
+
+    /// The highest counter seen under `prefix`.
+    pub(crate) fn highest(&self, prefix: [u8; 4]) -> Option<u64> {
+        self.windows.iter().find(|(p, _)| *p == prefix).map(|(_, w)| w.highest())
+    }
+
+    /// The highest counter seen under any prefix.
+    pub(crate) fn highest_of_all(&self) -> u64 {
+        self.windows.iter().map(|(_, w)| w.highest()).max().unwrap_or(0)
     }
 
     /// Whether frames under this prefix were opened by this session before.
@@ -125,12 +178,17 @@ impl Session {
     }
 
     /// Whether this session opens `copy`, which is spoiled.
-    pub(crate) fn trial(&self, nonce: Nonce, copy: &mut [u8]) -> Result<(), OpenError> {
+    pub(crate) fn trial(
+        &self,
+        nonce: Nonce,
+        shape: Shape,
+        copy: &mut [u8],
+    ) -> Result<(), OpenError> {
         if self.windows.len() >= MAX_PREFIXES && !self.knows_prefix(nonce.prefix) {
             return Err(OpenError::TooManyPrefixes);
         }
         let nonce = AeadNonce::assume_unique_for_key(nonce.to_bytes());
-        self.key.open_in_place(nonce, Aad::empty(), copy).map(|_| ()).map_err(|_| OpenError::Tag)
+        self.key.open_in_place(nonce, shape.aad(), copy).map(|_| ()).map_err(|_| OpenError::Tag)
     }
 
     /// Opens `body` (ciphertext and tag) in place and records the counter.
@@ -139,6 +197,7 @@ impl Session {
     pub(crate) fn open<'a>(
         &mut self,
         nonce: Nonce,
+        shape: Shape,
         body: &'a mut [u8],
     ) -> Result<(&'a mut [u8], bool), OpenError> {
         let window = self.windows.iter().position(|(p, _)| *p == nonce.prefix);
@@ -150,7 +209,7 @@ impl Session {
         }
         let aead_nonce = AeadNonce::assume_unique_for_key(nonce.to_bytes());
         let packet =
-            self.key.open_in_place(aead_nonce, Aad::empty(), body).map_err(|_| OpenError::Tag)?;
+            self.key.open_in_place(aead_nonce, shape.aad(), body).map_err(|_| OpenError::Tag)?;
         let i = window.unwrap_or_else(|| {
             self.windows.push((nonce.prefix, ReplayWindow::new()));
             self.windows.len() - 1

@@ -29,8 +29,8 @@ fn mutate(rng: &mut StdRng, frame: &mut Vec<u8>) {
             }
             5 if len > 0 => frame[0] = rng.random_range(0..0x12),
             _ if len > 4 => {
-                let magics = [b"PILS", b"PILA", b"PILT", b"PILK", b"PILP"];
-                frame[..4].copy_from_slice(magics[rng.random_range(0..5)]);
+                let magics = [b"PILS", b"PILA", b"PILT", b"PILK", b"PILP", b"\xC1\0\0\x09"];
+                frame[..4].copy_from_slice(magics[rng.random_range(0..6)]);
             }
             _ => {}
         }

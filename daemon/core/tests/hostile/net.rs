@@ -11,6 +11,7 @@ use pilot_core::{
     CloseReason, Config, Core, Event, Input, Output, Permission, Read, Refusal, StreamId, Time,
 };
 use pilot_wire::beacon::{Message, RELAY_HEADER_LEN};
+use pilot_wire::tunnel::COMPACT;
 use pilot_wire::{Address, NodeId};
 
 const BEACON: &str = "10.0.9.9:9001";
@@ -157,10 +158,21 @@ impl Net {
         let frame = if relayed { &datagram[RELAY_HEADER_LEN..] } else { datagram };
         if frame[0] >= 0x10 {
             let magic = &frame[..4];
-            assert!([b"PILS", b"PILA", b"PILP"].iter().any(|m| *m == magic), "in the clear");
+            let sealed = frame[0] == COMPACT || magic == b"PILS";
+            assert!(sealed || magic == b"PILA" || magic == b"PILP", "in the clear");
         }
-        if frame.starts_with(b"PILS") {
-            let nonce = frame[8..20].try_into().expect("12 bytes");
+        let nonce: Option<[u8; 12]> = if frame.starts_with(b"PILS") {
+            Some(frame[8..20].try_into().expect("12 bytes"))
+        } else if frame[0] == COMPACT {
+            // No test comes near a counter of more than 24 bits.
+            let mut nonce = [0; 12];
+            nonce[..4].copy_from_slice(&frame[8..12]);
+            nonce[9..].copy_from_slice(&frame[1..4]);
+            Some(nonce)
+        } else {
+            None
+        };
+        if let Some(nonce) = nonce {
             assert!(self.nonces.insert(nonce), "nonce {nonce:?} used twice");
         }
         if self.cut {

@@ -110,6 +110,7 @@ impl Villain {
         let mut options = Vec::new();
         if ours {
             let offer = Options {
+                compact: false,
                 max_segment: Some(u16::MAX),
                 stream_ack: true,
                 half_close: true,

@@ -24,6 +24,7 @@ fn share(loss: f64, rtt: Duration, congestion: CongestionControl) -> f64 {
     let end = world.now + Duration::from_secs(SECONDS);
     let block = Bytes::from(vec![7; 64 << 10]);
     let mut received = 0u64;
+    let mut next = world.now;
     while world.now < end {
         while world.nodes[0].core.writable(a) >= block.len() {
             world.nodes[0].core.write(a, block.clone(), world.now).expect("open");
@@ -35,6 +36,26 @@ fn share(loss: f64, rtt: Duration, congestion: CongestionControl) -> f64 {
             node.events.clear();
         }
         assert!(world.step());
+        if std::env::var_os("PILOT_SIM_TRACE").is_some() && world.now >= next {
+            next = world.now + Duration::from_millis(100);
+            let s = &world.nodes[0].core.streams()[0];
+            eprintln!(
+                "{:?} w {} ss {} fl {} una {} rec {} retx {} to {} rate {} srtt {:?} sent {} peer {} {}",
+                world.now,
+                s.cong_win,
+                s.ssthresh,
+                s.in_flight,
+                s.unacked,
+                s.in_recovery,
+                s.retransmits,
+                s.timeouts,
+                s.delivery_rate,
+                s.srtt,
+                s.bytes_sent,
+                s.peer_recv_win,
+                s.pacing_rate
+            );
+        }
     }
     received as f64 / SECONDS as f64 / RATE as f64
 }
@@ -56,7 +77,8 @@ fn goodput_over_a_bottleneck_stays_what_it_was() {
         let rtt = Duration::from_millis(ms);
         let cubic = share(loss, rtt, CongestionControl::Cubic);
         let reno = share(loss, rtt, CongestionControl::NewReno);
-        println!("loss {loss:>5}, {ms:>3} ms: CUBIC {cubic:.3}, NewReno {reno:.3}");
+        let bbr = share(loss, rtt, CongestionControl::Bbr);
+        println!("loss {loss:>5}, {ms:>3} ms: CUBIC {cubic:.3}, NewReno {reno:.3}, BBR {bbr:.3}");
         assert!(cubic >= floor, "loss {loss}, {ms} ms: CUBIC has {cubic:.3}, had {floor}");
     }
 }

@@ -23,7 +23,32 @@ fn dial_accept_and_data_both_ways() {
         let info = a.info().await;
         assert_eq!(info["connections"], 1);
         assert_eq!(info["authenticated_peers"], 1);
-        assert_eq!(info["conn_list"][0]["state"], "ESTABLISHED");
+        let conn = &info["conn_list"][0];
+        assert_eq!(conn["state"], "ESTABLISHED");
+        assert!(conn["path_mtu"].as_u64().unwrap() >= 1232, "{conn}");
+        for key in [
+            "mss",
+            "delivery_rate",
+            "pacing_rate",
+            "min_rtt_us",
+            "rto_ms",
+            "timeouts",
+            "spurious",
+            "gso_batch",
+        ] {
+            assert!(conn[key].is_number(), "{key}: {conn}");
+        }
+        assert!(conn["congestion"].is_string(), "{conn}");
+        assert!(info["peer_list"][0]["offload"].is_boolean(), "{info}");
+        let udp = &info["udp"];
+        assert!(udp["segments"].as_u64().unwrap() >= udp["sends"].as_u64().unwrap(), "{udp}");
+        assert!(udp["sends"].as_u64().unwrap() > 0, "{udp}");
+        assert!(udp["receive_buffer"].as_u64().unwrap() > 0, "{udp}");
+        let snapshot = a.handle.snapshot(10).await.unwrap();
+        assert_eq!(snapshot.streams.states.get("ESTABLISHED"), Some(&1));
+        assert_eq!(snapshot.busiest.len(), 1);
+        assert!(snapshot.busiest[0].bytes_sent >= 8 << 20);
+        assert!(a.handle.snapshot(0).await.unwrap().busiest.is_empty());
         assert_eq!(*a.plane.noted.borrow(), [b.id]);
     });
 }

@@ -1,6 +1,7 @@
 //! `info`: what the daemon says of itself.
 
 use pilot_sdk::Info;
+use serde_json::Value;
 
 use super::connections;
 use super::peers;
@@ -25,7 +26,7 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
     let info: Info = serde_json::from_value(data.clone())
         .map_err(|e| Failure::internal("the daemon's answer cannot be read").reason(e))?;
     let registered = info.node_id.0 != 0;
-    let mut text = cx.out.fields(&[
+    let mut fields = vec![
         (
             "address",
             if registered {
@@ -50,7 +51,13 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
         ("ports", info.ports.to_string()),
         ("sent", format!("{} in {} packets", bytes(info.bytes_sent), info.pkts_sent)),
         ("received", format!("{} in {} packets", bytes(info.bytes_recv), info.pkts_recv)),
-    ]);
+    ];
+    let udp = info.extra.get("udp");
+    fields.extend(udp.and_then(batches).map(|text| ("datagrams", text)));
+    let mut text = cx.out.fields(&fields);
+    if let Some(shortfall) = udp.and_then(|u| u["buffer_shortfall"].as_str()) {
+        text.push_str(&format!("\n\n{} {}", cx.out.bad("warning:"), printable_line(shortfall)));
+    }
     if !info.peer_list.is_empty() {
         text.push_str(&format!("\n\n{}", peers::table(cx, &info.peer_list)));
     }
@@ -58,4 +65,11 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
         text.push_str(&format!("\n\n{}", connections::table(cx, &info.conn_list)));
     }
     Ok(Answer::new(data, text))
+}
+
+/// How well the socket under the tunnels batches; not every daemon tells.
+fn batches(udp: &Value) -> Option<String> {
+    let (sends, segments) = (udp["sends"].as_u64()?, udp["segments"].as_u64()?);
+    let each = segments as f64 / sends.max(1) as f64;
+    Some(format!("{segments} sent in {sends} calls, {each:.1} each"))
 }

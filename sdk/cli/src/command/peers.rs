@@ -46,14 +46,19 @@ pub(super) fn table(cx: &Cx, list: &[PeerInfo]) -> String {
                 // A published daemon does not say.
                 None => "",
             };
+            let mtu = p.extra.get("path_mtu").and_then(Value::as_u64);
+            let batches = p.extra.get("offload").and_then(Value::as_bool);
             vec![
                 p.node_id.to_string(),
                 or_dash(&p.endpoint),
                 or_dash(path),
+                or_dash(&mtu.map(|m| m.to_string()).unwrap_or_default()),
+                batches.map_or_else(|| "-".to_owned(), yes),
                 yes(p.encrypted),
                 yes(p.authenticated),
             ]
         })
         .collect();
-    cx.out.table(&["PEER", "ENDPOINT", "PATH", "ENCRYPTED", "AUTHENTICATED"], &rows)
+    cx.out
+        .table(&["PEER", "ENDPOINT", "PATH", "MTU", "OFFLOAD", "ENCRYPTED", "AUTHENTICATED"], &rows)
 }

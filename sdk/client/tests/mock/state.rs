@@ -438,7 +438,8 @@ impl State {
             .map(|(id, c)| {
                 json!({"id":id,"local_port":40000,"remote_addr":"0:0000.0000.0002",
                        "remote_port":7,"state":"ESTABLISHED","cong_win":65536,"in_flight":0,
-                       "srtt_ms":1,"bytes_sent":10,"bytes_recv":10,"retransmits":0,
+                       "srtt_ms":1,"srtt_us":1250,"min_rtt_us":900,"path_mtu":1452,
+                       "congestion":"cubic","bytes_sent":10,"bytes_recv":10,"retransmits":0,
                        "no_delay":c.no_delay})
             })
             .collect();
@@ -450,7 +451,7 @@ impl State {
             "public_key": "b3diX1maisstt+C7Yrt+aWCFqWZPL2bbNY3X2O5NlWg=", "owner": "",
             "bytes_sent": 10, "bytes_recv": 20, "pkts_sent": 1, "pkts_recv": 2,
             "peer_list": [{"node_id":2,"endpoint":"127.0.0.1:4000","encrypted":true,
-                           "authenticated":true,"relay":false}],
+                           "authenticated":true,"relay":false,"path_mtu":1452,"offload":true}],
             "conn_list": conns, "version": "mock",
         })
     }

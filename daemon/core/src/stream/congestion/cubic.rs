@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::hystart::{Growth, HyStart};
-use super::{Controller, MIN_SEGMENTS, Sample, initial_window};
+use super::{Controller, MIN_SEGMENTS, Sample, initial_window, window_pacing};
 use crate::time::Time;
 
 /// RFC 9438, section 4.1 and 4.6.
@@ -23,40 +23,43 @@ struct Epoch {
     w_est: f64,
 }
 
-#[derive(Debug)]
-pub(crate) struct Cubic {
+#[derive(Clone, Copy, Debug)]
+struct State {
     /// Bytes; fractions gather between acknowledgements.
     window: f64,
     threshold: usize,
     /// Window before the last reduction, in bytes.
     w_max: f64,
     epoch: Option<Epoch>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Cubic {
+    state: State,
+    /// What stood before the last episode (RFC 9438, section 4.9.1).
+    before: Option<State>,
     hystart: HyStart,
 }
 
 impl Cubic {
     pub(crate) fn new() -> Self {
-        Self {
-            window: initial_window(0) as f64,
-            threshold: usize::MAX,
-            w_max: 0.0,
-            epoch: None,
-            hystart: HyStart::default(),
-        }
+        let window = initial_window(0) as f64;
+        let state = State { window, threshold: usize::MAX, w_max: 0.0, epoch: None };
+        Self { state, before: None, hystart: HyStart::default() }
     }
 
     fn slow_start(&mut self, sample: &Sample) {
         // After a loss HyStart has nothing to find (RFC 9406, section 4.3).
-        let first = self.threshold == usize::MAX;
+        let first = self.state.threshold == usize::MAX;
         if !first {
-            self.window += sample.acked as f64;
+            self.state.window += sample.acked as f64;
             return;
         }
-        match self.hystart.on_ack(sample) {
-            Growth::By(bytes) => self.window += bytes as f64,
+        match self.hystart.on_ack(sample, self.pacing(Some(sample.smoothed)).is_some()) {
+            Growth::By(bytes) => self.state.window += bytes as f64,
             Growth::Leave(bytes) => {
-                self.window += bytes as f64;
-                self.threshold = bytes_of(self.window);
+                self.state.window += bytes as f64;
+                self.state.threshold = bytes_of(self.state.window);
             }
         }
     }
@@ -64,9 +67,9 @@ impl Cubic {
     /// Section 4.2 to 4.5.
     fn avoidance(&mut self, sample: &Sample) {
         let segment = sample.segment.max(1) as f64;
-        let window = self.window / segment;
-        let w_max = self.w_max / segment;
-        let epoch = self.epoch.get_or_insert_with(|| {
+        let window = self.state.window / segment;
+        let w_max = self.state.w_max / segment;
+        let epoch = self.state.epoch.get_or_insert_with(|| {
             let below = (w_max - window).max(0.0);
             Epoch {
                 start: sample.now,
@@ -82,59 +85,84 @@ impl Cubic {
         let target = cubic(*epoch, t).clamp(window, 1.5 * window);
         let w_now = cubic(*epoch, sample.now.since(epoch.start));
         if w_now < epoch.w_est {
-            self.window = self.window.max(epoch.w_est * segment);
+            self.state.window = self.state.window.max(epoch.w_est * segment);
         } else {
-            self.window += (target - window) / window * acked * segment;
+            self.state.window += (target - window) / window * acked * segment;
         }
     }
 
     fn reduce(&mut self, in_flight: usize, segment: usize) {
+        self.before = Some(self.state);
         // Fast convergence (section 4.7).
-        self.w_max =
-            if self.window < self.w_max { self.window * (1.0 + BETA) / 2.0 } else { self.window };
+        self.state.w_max = if self.state.window < self.state.w_max {
+            self.state.window * (1.0 + BETA) / 2.0
+        } else {
+            self.state.window
+        };
         let reduced = bytes_of(in_flight as f64 * BETA);
-        self.threshold = reduced.max(MIN_SEGMENTS * segment);
-        self.epoch = None;
+        self.state.threshold = reduced.max(MIN_SEGMENTS * segment);
+        self.state.epoch = None;
     }
 }
 
 impl Controller for Cubic {
+    fn name(&self) -> &'static str {
+        "cubic"
+    }
+
     fn window(&self) -> usize {
-        bytes_of(self.window)
+        bytes_of(self.state.window)
     }
 
     fn threshold(&self) -> usize {
-        self.threshold
+        self.state.threshold
+    }
+
+    fn pacing(&self, smoothed: Option<Duration>) -> Option<u64> {
+        window_pacing(self.window(), self.window() < self.state.threshold, smoothed)
     }
 
     fn on_segment_size(&mut self, segment: usize) {
-        self.window = self.window.max(initial_window(segment) as f64);
+        self.state.window = self.state.window.max(initial_window(segment) as f64);
     }
 
-    fn on_ack(&mut self, sample: Sample) {
+    fn on_ack(&mut self, sample: &Sample) {
+        if !sample.growing {
+            return;
+        }
         if !sample.limited {
             // Not the window but the application was the limit: the curve must
             // not run ahead (section 5.8).
-            if let Some(epoch) = &mut self.epoch {
+            if let Some(epoch) = &mut self.state.epoch {
                 epoch.start = epoch.start + sample.smoothed.min(Duration::from_millis(1));
             }
             return;
         }
-        if self.window() < self.threshold {
-            self.slow_start(&sample);
+        if self.window() < self.state.threshold {
+            self.slow_start(sample);
         } else {
-            self.avoidance(&sample);
+            self.avoidance(sample);
         }
     }
 
     fn on_loss(&mut self, in_flight: usize, segment: usize, _now: Time) {
         self.reduce(in_flight, segment);
-        self.window = self.threshold as f64;
+        self.state.window = self.state.threshold as f64;
     }
 
-    fn on_timeout(&mut self, in_flight: usize, segment: usize, _now: Time) {
-        self.reduce(in_flight, segment);
-        self.window = segment as f64;
+    fn on_timeout(&mut self, in_flight: usize, segment: usize, first: bool, _now: Time) {
+        if first {
+            self.reduce(in_flight, segment);
+        }
+        self.state.window = segment as f64;
+    }
+
+    fn on_recovered(&mut self) {}
+
+    fn undo(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.state = State { window: before.window.max(self.state.window), ..before };
+        }
     }
 }
 

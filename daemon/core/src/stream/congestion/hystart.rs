@@ -12,7 +12,8 @@ const MIN_RTT_DIVISOR: u32 = 8;
 const N_RTT_SAMPLE: u32 = 8;
 const CSS_GROWTH_DIVISOR: usize = 4;
 const CSS_ROUNDS: u32 = 5;
-/// Without pacing a round may grow by this many segments per acknowledgement.
+/// Without pacing the window grows by at most this many segments per
+/// acknowledgement; with it there is no such limit.
 const L: usize = 8;
 
 /// What slow start should do with an acknowledgement.
@@ -35,7 +36,7 @@ pub(crate) struct HyStart {
 }
 
 impl HyStart {
-    pub(crate) fn on_ack(&mut self, s: &Sample) -> Growth {
+    pub(crate) fn on_ack(&mut self, s: &Sample, paced: bool) -> Growth {
         if s.una >= self.round_end {
             self.next_round(s.next);
             if let Some((rounds, _)) = &mut self.conservative {
@@ -50,7 +51,7 @@ impl HyStart {
             self.current_min = Some(self.current_min.map_or(rtt, |min| min.min(rtt)));
         }
         self.look_at_round_trips();
-        let grown = s.acked.min(L * s.segment.max(s.acked / L));
+        let grown = if paced { s.acked } else { s.acked.min(L * s.segment) };
         match self.conservative {
             Some(_) => Growth::By(grown / CSS_GROWTH_DIVISOR),
             None => Growth::By(grown),

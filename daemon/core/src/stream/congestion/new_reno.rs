@@ -1,60 +1,93 @@
 //! NewReno (RFC 5681 and 6582) with appropriate byte counting (RFC 3465), as
 //! the published protocol describes it.
 
-use super::{Controller, MIN_SEGMENTS, Sample, initial_window};
+use std::time::Duration;
+
+use super::{Controller, MIN_SEGMENTS, Sample, initial_window, window_pacing};
 use crate::time::Time;
 
-#[derive(Debug)]
-pub(crate) struct NewReno {
+#[derive(Clone, Copy, Debug)]
+struct State {
     window: usize,
     threshold: usize,
     /// Bytes acknowledged since the window last grew in congestion avoidance.
     counted: usize,
 }
 
+#[derive(Debug)]
+pub(crate) struct NewReno {
+    state: State,
+    /// What stood before the last episode.
+    before: Option<State>,
+}
+
 impl NewReno {
     pub(crate) fn new() -> Self {
-        Self { window: initial_window(0), threshold: usize::MAX, counted: 0 }
+        let state = State { window: initial_window(0), threshold: usize::MAX, counted: 0 };
+        Self { state, before: None }
+    }
+
+    fn reduce(&mut self, in_flight: usize, segment: usize) {
+        self.before = Some(self.state);
+        self.state.threshold = (in_flight / 2).max(MIN_SEGMENTS * segment);
+        self.state.counted = 0;
     }
 }
 
 impl Controller for NewReno {
+    fn name(&self) -> &'static str {
+        "newreno"
+    }
+
     fn window(&self) -> usize {
-        self.window
+        self.state.window
     }
 
     fn threshold(&self) -> usize {
-        self.threshold
+        self.state.threshold
+    }
+
+    fn pacing(&self, smoothed: Option<Duration>) -> Option<u64> {
+        window_pacing(self.state.window, self.state.window < self.state.threshold, smoothed)
     }
 
     fn on_segment_size(&mut self, segment: usize) {
-        self.window = self.window.max(initial_window(segment));
+        self.state.window = self.state.window.max(initial_window(segment));
     }
 
-    fn on_ack(&mut self, sample: Sample) {
-        if !sample.limited {
+    fn on_ack(&mut self, sample: &Sample) {
+        if !sample.limited || !sample.growing {
             return;
         }
-        if self.window < self.threshold {
-            self.window = self.window.saturating_add(sample.acked);
+        let state = &mut self.state;
+        if state.window < state.threshold {
+            state.window = state.window.saturating_add(sample.acked);
             return;
         }
-        self.counted += sample.acked;
-        if self.counted >= self.window {
-            self.counted -= self.window;
-            self.window += sample.segment;
+        state.counted += sample.acked;
+        if state.counted >= state.window {
+            state.counted -= state.window;
+            state.window += sample.segment;
         }
     }
 
     fn on_loss(&mut self, in_flight: usize, segment: usize, _now: Time) {
-        self.threshold = (in_flight / 2).max(MIN_SEGMENTS * segment);
-        self.window = self.threshold;
-        self.counted = 0;
+        self.reduce(in_flight, segment);
+        self.state.window = self.state.threshold;
     }
 
-    fn on_timeout(&mut self, in_flight: usize, segment: usize, _now: Time) {
-        self.threshold = (in_flight / 2).max(MIN_SEGMENTS * segment);
-        self.window = segment;
-        self.counted = 0;
+    fn on_timeout(&mut self, in_flight: usize, segment: usize, first: bool, _now: Time) {
+        if first {
+            self.reduce(in_flight, segment);
+        }
+        self.state.window = segment;
+    }
+
+    fn on_recovered(&mut self) {}
+
+    fn undo(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.state = State { window: before.window.max(self.state.window), ..before };
+        }
     }
 }

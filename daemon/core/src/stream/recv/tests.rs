@@ -31,14 +31,14 @@ fn agrees_with_the_published_receiver() {
         }
         let number = |v: &Value| u32::try_from(v.as_u64().expect("a number")).expect("32 bits");
         let start = number(&case["expected_seq"]);
-        let mut side = RecvSide::new(1 << 20);
+        let mut side = RecvSide::new(1 << 20, 1 << 20);
         for segment in case["segments"].as_array().expect("a list") {
             let len = number(&segment["len"]) as usize;
             let ahead = number(&segment["seq"]).wrapping_sub(start);
             side.insert(u64::from(ahead), &vec![1; len], false, T);
             let seq = |offset: u64| start.wrapping_add(offset as u32);
             assert_eq!(seq(side.next()), number(&segment["cumulative_ack"]), "{name}");
-            let blocks = side.blocks(4, seq);
+            let blocks = side.lowest_blocks(4, seq);
             let expected = segment["sack_blocks"].as_array();
             let expected: Vec<_> = expected
                 .into_iter()
@@ -87,7 +87,7 @@ proptest! {
     /// held.
     #[test]
     fn delivers_every_byte_once_and_in_order(ops in proptest::collection::vec(op(), 1..150)) {
-        let mut side = RecvSide::new(LIMIT);
+        let mut side = RecvSide::new(LIMIT, LIMIT);
         let mut held = vec![false; 8000];
         let mut read = 0u64;
         for op in ops {
@@ -123,7 +123,7 @@ proptest! {
             prop_assert_eq!(side.finished(), side.end().is_some_and(|e| in_order >= e));
             // What is reported out of order is held, and lies beyond the rest.
             let mut last = side.next();
-            for b in side.blocks(32, |o| o as u32).as_slice() {
+            for b in side.lowest_blocks(32, |o| o as u32).as_slice() {
                 prop_assert!(u64::from(b.left) > last && b.left < b.right);
                 prop_assert!((b.left..b.right).all(|i| held[i as usize]));
                 last = u64::from(b.right);
@@ -137,7 +137,7 @@ proptest! {
         mut cuts in proptest::collection::vec((0u64..2000, 1usize..500), 1..60),
         order in any::<u64>(),
     ) {
-        let mut side = RecvSide::new(1 << 20);
+        let mut side = RecvSide::new(1 << 20, 1 << 20);
         cuts.extend((0..20).map(|i| (i * 100, 100)));
         let len = cuts.len();
         for i in 0..len {
@@ -155,7 +155,7 @@ proptest! {
 
 #[test]
 fn an_end_beyond_the_window_is_not_believed() {
-    let mut side = RecvSide::new(LIMIT);
+    let mut side = RecvSide::new(LIMIT, LIMIT);
     side.set_end_within(1 << 30);
     assert_eq!(side.end(), None);
     side.insert(0, &segment(0, 100), false, T);
@@ -167,7 +167,7 @@ fn an_end_beyond_the_window_is_not_believed() {
 
 #[test]
 fn the_second_segment_or_the_delay_brings_an_acknowledgement() {
-    let mut side = RecvSide::new(LIMIT);
+    let mut side = RecvSide::new(LIMIT, LIMIT);
     side.insert(0, &segment(0, 100), false, T);
     assert!(!side.ack_due(T));
     assert_eq!(side.ack_deadline(), Some(T + DELAYED_ACK));
@@ -185,7 +185,7 @@ fn the_second_segment_or_the_delay_brings_an_acknowledgement() {
 /// takes one segment a second, up to a bound.
 #[test]
 fn a_full_buffer_takes_a_trickle_of_a_published_peer() {
-    let mut side = RecvSide::new(LIMIT);
+    let mut side = RecvSide::new(LIMIT, LIMIT);
     let mut now = T;
     let mut offset = 0;
     for _ in 0..10_000 {

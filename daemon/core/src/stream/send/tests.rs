@@ -28,6 +28,14 @@ fn check(side: &SendSide) {
     }
     assert_eq!(at, side.next, "they cover what was sent");
     assert_eq!(sums, [side.in_flight, side.sacked, side.lost]);
+    let sacked = side.segments.iter().filter(|s| s.fate == Fate::Sacked).count();
+    assert_eq!(sacked, side.sacked_segments);
+    let mut times: Vec<_> = side.by_time.iter().copied().collect();
+    assert!(times.is_sorted_by_key(|t| t.0), "in the order of sending");
+    times.sort_unstable();
+    for s in side.segments.iter().filter(|s| s.fate == Fate::InFlight) {
+        assert!(times.binary_search(&(s.sent, s.start)).is_ok(), "every transmission is known");
+    }
     assert!(side.una <= side.next && side.next <= side.end);
     // Everything not acknowledged can be sent, again or for the first time.
     let mut out = vec![0; side.buffered()];
@@ -46,6 +54,7 @@ enum Op {
     Sack(u8, u8),
     Detect,
     LoseAll,
+    Unlose,
     LoseFirst,
     Recut(usize),
     Pass(u64),
@@ -61,6 +70,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Op::Sack(a.min(b), a.max(b))),
         2 => Just(Op::Detect),
         1 => Just(Op::LoseAll),
+        1 => Just(Op::Unlose),
         1 => Just(Op::LoseFirst),
         1 => (100usize..2000).prop_map(Op::Recut),
         3 => (1u64..50).prop_map(Op::Pass),
@@ -113,16 +123,23 @@ proptest! {
                     let mut acked = Acked::default();
                     side.sack(range, rtt.min(), now, &mut acked);
                     prop_assert_eq!(side.sacked, before + acked.delivered);
-                    prop_assert!(acked.delivered as u64 <= range.1 - range.0);
+                    let inside = |s: &&Segment| s.start >= range.0 && s.end() <= range.1;
+                    let mut covered = side.segments.iter().filter(inside);
+                    prop_assert!(covered.all(|s| s.fate == Fate::Sacked));
                 }
                 Op::Detect => {
                     let before = side.lost;
-                    let newly = side.detect_losses(&rtt, now);
+                    let newly = side.detect_losses(&rtt, false, now);
                     prop_assert_eq!(side.lost, before + newly);
                 }
                 Op::LoseAll => {
                     let in_flight = side.in_flight;
                     prop_assert_eq!(side.lose_all(), in_flight);
+                }
+                Op::Unlose => {
+                    let (in_flight, lost) = (side.in_flight, side.lost);
+                    side.unlose();
+                    prop_assert_eq!((side.in_flight, side.lost), (in_flight + lost, 0));
                 }
                 Op::LoseFirst => {
                     let lost = side.lost;
@@ -142,7 +159,7 @@ proptest! {
             let len = index(side.end - side.next).min(1000);
             side.sent(Span { offset: side.next, len, again: false, small: false }, now);
         }
-        side.acknowledge(side.end, None, now);
+        let _ = side.acknowledge(side.end, None, now);
         check(&side);
         prop_assert!(side.all_acked());
         prop_assert_eq!((side.segments(), side.in_flight(), side.buffered()), (0, 0, 0));
@@ -168,11 +185,11 @@ fn a_segment_is_lost_once_a_later_one_arrived_long_enough_ago() {
     let now = Time::ZERO + ms(42);
     side.sack((2000, 3000), rtt.min(), now, &mut acked);
     assert_eq!(acked.rtt, Some(ms(40)));
-    assert_eq!(side.detect_losses(&rtt, now), 0, "within the reordering window");
+    assert_eq!(side.detect_losses(&rtt, false, now), 0, "within the reordering window");
     let deadline = side.reordering_deadline().expect("to be looked at again");
     assert_eq!(deadline, Time::ZERO + ms(50), "a quarter of the least round trip later");
-    assert_eq!(side.detect_losses(&rtt, deadline), 1000);
-    assert_eq!(side.detect_losses(&rtt, deadline + ms(1)), 1000);
+    assert_eq!(side.detect_losses(&rtt, false, deadline), 1000);
+    assert_eq!(side.detect_losses(&rtt, false, deadline + ms(1)), 1000);
     assert_eq!(side.next_lost(), Some(Span { offset: 0, len: 1000, again: true, small: false }));
 }
 

@@ -43,7 +43,7 @@ impl End {
 
     fn seal(&mut self) -> Vec<u8> {
         let mut frame = vec![7; 20 + 40 + 16];
-        self.tunnel.sending().expect("a session").seal(self.node, &mut frame);
+        self.tunnel.sending().expect("a session").seal(self.node, Shape::Published, &mut frame);
         frame
     }
 
@@ -51,7 +51,7 @@ impl End {
         let mut body = frame[20..].to_vec();
         let counter = u64::from_be_bytes(frame[12..20].try_into().expect("8 bytes"));
         let nonce = Nonce { prefix: frame[8..12].try_into().expect("4 bytes"), counter };
-        self.tunnel.open(nonce, &mut body).is_ok()
+        self.tunnel.open(nonce, Shape::Published, &mut body).is_ok()
     }
 }
 

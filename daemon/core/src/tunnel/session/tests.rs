@@ -44,11 +44,11 @@ fn opens_the_published_frames() {
         let receiver = if case["sender_node_id"] == 1 { &mut at_b } else { &mut at_a };
         let spare = frame.clone();
         let (packet, newest) =
-            receiver.open(nonce, &mut frame[SEALED_HEADER_LEN..]).expect("opens");
+            receiver.open(nonce, Shape::Published, &mut frame[SEALED_HEADER_LEN..]).expect("opens");
         assert_eq!(packet, bytes(&case["plaintext"]), "{}", case["name"]);
         assert!(newest);
         let mut again = spare;
-        let replayed = receiver.open(nonce, &mut again[SEALED_HEADER_LEN..]);
+        let replayed = receiver.open(nonce, Shape::Published, &mut again[SEALED_HEADER_LEN..]);
         assert_eq!(replayed.expect_err("seen"), OpenError::Replay);
     }
 }
@@ -77,7 +77,7 @@ fn opens_a_whole_captured_conversation() {
             let mut body = frame[SEALED_HEADER_LEN..].to_vec();
             let mut session = session(array(&node[*key]), remote);
             session
-                .open(nonce_of(&frame), &mut body)
+                .open(nonce_of(&frame), Shape::Published, &mut body)
                 .is_ok_and(|(packet, _)| packet == bytes(&case["plaintext"]))
         });
         assert!(fits, "{}", case["note"]);
@@ -107,21 +107,26 @@ fn what_one_end_seals_the_other_opens_once() {
     let mut ends = [session(secrets[0], publics[1]), session(secrets[1], publics[0])];
     for n in 0..100u8 {
         let mut frame = vec![n; SEALED_HEADER_LEN + 50 + TAG_LEN];
-        ends[0].seal(NodeId(1), &mut frame);
+        ends[0].seal(NodeId(1), Shape::Published, &mut frame);
         for at in [8, 15, SEALED_HEADER_LEN, frame.len() - 1] {
             let mut changed = frame.clone();
             changed[at] ^= 4;
             let nonce = nonce_of(&changed);
-            assert!(ends[1].open(nonce, &mut changed[SEALED_HEADER_LEN..]).is_err());
+            assert!(
+                ends[1].open(nonce, Shape::Published, &mut changed[SEALED_HEADER_LEN..]).is_err()
+            );
         }
         let nonce = nonce_of(&frame);
         // Its own frame, sent back to it, opens by the key; the tunnel refuses
         // it for its inner source.
         let mut again = frame.clone();
-        let (packet, _) = ends[1].open(nonce, &mut frame[SEALED_HEADER_LEN..]).expect("opens");
+        let (packet, _) =
+            ends[1].open(nonce, Shape::Published, &mut frame[SEALED_HEADER_LEN..]).expect("opens");
         assert_eq!(packet, [n; 50]);
         assert_eq!(
-            ends[1].open(nonce, &mut again[SEALED_HEADER_LEN..]).expect_err("seen"),
+            ends[1]
+                .open(nonce, Shape::Published, &mut again[SEALED_HEADER_LEN..])
+                .expect_err("seen"),
             OpenError::Replay
         );
     }
@@ -144,9 +149,31 @@ fn prefixes_per_key_are_bounded() {
         let mut peer = session([4; 32], PublicKey::from(&StaticSecret::from([3; 32])).to_bytes());
         peer.send.prefix = [n, 9, 9, 9];
         let mut frame = vec![0; SEALED_HEADER_LEN + 50 + TAG_LEN];
-        peer.seal(NodeId(1), &mut frame);
-        let result = end.open(nonce_of(&frame), &mut frame[SEALED_HEADER_LEN..]).map(|_| ());
+        peer.seal(NodeId(1), Shape::Published, &mut frame);
+        let result = end
+            .open(nonce_of(&frame), Shape::Published, &mut frame[SEALED_HEADER_LEN..])
+            .map(|_| ());
         let expected = if n < 8 { Ok(()) } else { Err(OpenError::TooManyPrefixes) };
         assert_eq!(result, expected, "prefix {n}");
+    }
+}
+
+/// Neither form of frame can be passed off as the other, though key and nonce
+/// are the same.
+#[test]
+fn the_form_of_a_frame_is_authenticated() {
+    let secrets = [[3; 32], [4; 32]];
+    let publics = secrets.map(|s| PublicKey::from(&StaticSecret::from(s)).to_bytes());
+    for (sealed, claimed) in
+        [(Shape::Published, Shape::Compact), (Shape::Compact, Shape::Published)]
+    {
+        let mut ends = [session(secrets[0], publics[1]), session(secrets[1], publics[0])];
+        let mut frame = vec![0; sealed.header_len() + 100 + TAG_LEN];
+        ends[0].seal(NodeId(1), sealed, &mut frame);
+        let nonce = Nonce { prefix: ends[0].send.prefix, counter: 1 };
+        let body = &mut frame[sealed.header_len()..];
+        let mut copy = body.to_vec();
+        assert_eq!(ends[1].open(nonce, claimed, &mut copy).err(), Some(OpenError::Tag));
+        assert!(ends[1].open(nonce, sealed, body).is_ok());
     }
 }
