@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pilot_wire::ipc::Congestion;
+
 pub use keys::PROGRAM;
 pub use raw::{ConfigError, Invocation, RawConfig};
 
@@ -62,6 +64,10 @@ pub struct Config {
     pub max_streams: usize,
     /// Threads that peers are spread over.
     pub workers: usize,
+    /// Whether bulk streams may share memory with their clients.
+    pub lanes: bool,
+    /// How streams share a bottleneck unless their client says otherwise.
+    pub congestion: Congestion,
     /// Whether port 7 answers.
     pub echo: bool,
     /// Whether port 1001 answers.
@@ -115,6 +121,8 @@ impl TryFrom<&RawConfig> for Config {
             max_streams_per_port: raw.number("max-conns-per-port", 1024, MAX_STREAMS)?,
             max_streams: raw.number("max-conns-total", 4096, MAX_STREAMS)?,
             workers: raw.number("workers", 1, crate::workers::MAX_WORKERS)?,
+            lanes: !raw.flag("no-lanes")?,
+            congestion: raw.congestion("congestion")?,
             echo: !raw.flag("no-echo")?,
             data_exchange: !raw.flag("no-dataexchange")?,
             max_received_bytes: raw.bytes("max-received-bytes")?,

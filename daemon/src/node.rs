@@ -13,6 +13,7 @@ mod events;
 mod handle;
 mod hub;
 mod info;
+mod lane;
 mod plane;
 pub(crate) mod ready;
 mod requests;
@@ -21,6 +22,7 @@ mod snapshot;
 mod tests;
 mod turn;
 
+pub(crate) use commands::controller;
 #[cfg(test)]
 pub(crate) use handle::Order;
 pub use handle::{DialFailure, NodeHandle, NodeInbox, channel, channels};

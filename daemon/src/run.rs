@@ -19,7 +19,7 @@ use crate::control::{self, Control, ControlHandle, ControlParts, ControlSettings
 use crate::identity::Identity;
 use crate::ipc::IpcListener;
 use crate::metrics::{Metrics, MetricsLimits};
-use crate::node::{self, NodeHandle};
+use crate::node::{self, NodeHandle, controller};
 use crate::service::{DataExchange, DataExchangeLimits};
 use crate::state::Store;
 use crate::trust::{self, Pins, TrustFile, TrustParts, TrustState};
@@ -33,6 +33,8 @@ const READY_LIMIT: Duration = Duration::from_secs(3);
 const DRAIN_LIMIT: Duration = Duration::from_secs(7);
 /// Clients of the driver socket at once.
 const MAX_CLIENTS: usize = 1024;
+/// Lanes of all clients at once, about 1 MiB each.
+const MAX_LANES: usize = 64;
 
 /// Runs a daemon until it is told to end.
 ///
@@ -93,6 +95,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             DataExchange::new(&config.data, limits)
         }),
         max_clients: MAX_CLIENTS,
+        max_lanes: if config.lanes { MAX_LANES } else { 0 },
     };
     let (mut loops, listen) = workers::start(plan, config.listen, listener, &node, inboxes).await?;
 
@@ -208,6 +211,7 @@ fn core_config(config: &Config) -> pilot_core::Config {
         keepalive: config.keepalive,
         idle_timeout: config.idle_timeout,
         time_wait: config.time_wait,
+        congestion: controller(config.congestion),
         ..default
     }
 }

@@ -56,7 +56,7 @@ pub struct UdpCounters {
     pub sends: u64,
     /// Datagrams in them; more than calls where segmentation offload works.
     pub segments: u64,
-    /// Datagrams too large for the path or the system.
+    /// Datagrams too large for the path or the system (EMSGSIZE).
     pub too_large: u64,
     /// Datagrams not sent for another reason.
     pub send_errors: u64,
@@ -171,6 +171,14 @@ pub enum Sent {
     All,
     /// The socket is full; the rest starts at this offset.
     Blocked(usize),
+    /// The system takes no datagram of `len` bytes to there. The rest starts at
+    /// `offset`, behind all of that size.
+    TooLarge {
+        /// UDP payload of the datagram that was refused.
+        len: usize,
+        /// What is left of the batch, if anything: its shorter last datagram.
+        offset: usize,
+    },
 }
 
 impl Udp {
@@ -294,7 +302,31 @@ impl Udp {
                     self.counters.segments += now.len().div_ceil(segment) as u64;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Sent::Blocked(offset),
-                Err(e) if offload && is_offload_error(&e) => self.refuse_offload(batch.to),
+                Err(e) if quinn_udp::is_msg_size_err(&e) => {
+                    return self.too_large(segment, rest.len(), offset);
+                }
+                // Some kernels say this of segments that are too large as well:
+                // one alone tells which it is.
+                Err(e) if offload && is_offload_error(&e) => {
+                    match self.send_call(batch.to, &rest[..segment], None) {
+                        Ok(()) => {
+                            self.refuse_offload(batch.to);
+                            offset += segment;
+                            self.counters.sends += 1;
+                            self.counters.segments += 1;
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                            return Sent::Blocked(offset);
+                        }
+                        Err(e) if quinn_udp::is_msg_size_err(&e) => {
+                            return self.too_large(segment, rest.len(), offset);
+                        }
+                        Err(e) => {
+                            self.count_error(batch.to, segment, &e);
+                            offset += segment;
+                        }
+                    }
+                }
                 Err(e) => {
                     self.count_error(batch.to, now.len(), &e);
                     offset += now.len();
@@ -302,6 +334,16 @@ impl Udp {
             }
         }
         Sent::All
+    }
+
+    /// Leaves out every datagram of the size that was refused; only the last one
+    /// of a batch may be smaller.
+    fn too_large(&mut self, segment: usize, left: usize, offset: usize) -> Sent {
+        let len = segment.min(left);
+        let whole = left / len;
+        self.counters.too_large += whole as u64;
+        tracing::debug!(len, "the system refuses a datagram of this size");
+        Sent::TooLarge { len, offset: offset + whole * len }
     }
 
     fn may_offload(&self, to: SocketAddr) -> bool {
@@ -344,11 +386,7 @@ impl Udp {
     }
 
     fn count_error(&mut self, to: SocketAddr, len: usize, error: &io::Error) {
-        if quinn_udp::is_msg_size_err(error) {
-            self.counters.too_large += 1;
-        } else {
-            self.counters.send_errors += 1;
-        }
+        self.counters.send_errors += 1;
         if self.last_log.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             self.last_log = Some(Instant::now());
             tracing::warn!(%to, len, %error, "UDP send failed (logged once a minute)");
@@ -461,7 +499,8 @@ mod tests {
         let to = b.local_addr().unwrap();
         let contents = vec![1; 65_536];
         let batch = Transmit { to, len: 65_536, segment: 65_536 };
-        assert_eq!(a.send(batch, &contents, 0), Sent::All);
+        let refused = Sent::TooLarge { len: 65_536, offset: 65_536 };
+        assert_eq!(a.send(batch, &contents, 0), refused);
         assert_eq!(a.counters.too_large, 1);
         assert_eq!((a.counters.sends, a.counters.segments), (0, 0));
         let small = Transmit { to, len: 3, segment: 3 };

@@ -26,10 +26,11 @@ use transport::Others;
 pub use transport::{Answer, Dial, Io, Listen, Stream, Transport};
 
 /// What the command line asks for.
-const USAGE: &str = "usage: bench [--quick] [--only ROW[,ROW...]]
+const USAGE: &str = "usage: bench [--quick] [--only ROW[,ROW...]] [--set KEY=VALUE]
   --quick      smaller workloads, for a look; figures are not comparable and go
                to target/bench/quick
-  --only ROW   only the workloads that give these rows (prefix, e.g. stream.)";
+  --only ROW   only the workloads that give these rows (prefix, e.g. stream.)
+  --set K=V    a setting of the daemons, for a comparison";
 
 /// Runs the program of `make bench`.
 ///
@@ -61,6 +62,10 @@ fn program(args: &[String], others: Others<'_>) -> Result<()> {
             "--only" => match rest.next() {
                 Some(rows) => plan.only.extend(rows.split(',').map(str::to_owned)),
                 None => bail!("--only needs a row\n{USAGE}"),
+            },
+            "--set" => match rest.next().and_then(|pair| pair.split_once('=')) {
+                Some((key, value)) => plan.settings.push((key.to_owned(), value.to_owned())),
+                None => bail!("--set needs KEY=VALUE\n{USAGE}"),
             },
             "--help" | "-h" => {
                 println!("{USAGE}");

@@ -5,6 +5,7 @@
 
 mod core;
 mod corpus;
+mod lane;
 mod mutate;
 mod targets;
 #[cfg(test)]

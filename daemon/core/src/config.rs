@@ -27,7 +27,12 @@ pub struct Config {
     pub syn_rate: u32,
     /// SYNs per second per source node; those beyond are dropped.
     pub syn_rate_per_node: u32,
-    /// Send buffer per stream, in bytes: written and not yet acknowledged.
+    /// What all streams together hold in their buffers, in bytes. Every stream
+    /// has a floor of 8 KiB in each direction in it, so it should be well above
+    /// 16 KiB times `max_streams`.
+    pub buffer_memory: usize,
+    /// Largest send buffer of a stream, in bytes: written and not yet
+    /// acknowledged.
     pub send_buffer: usize,
     /// Largest receive buffer of a stream, in bytes: received and not yet read.
     pub receive_buffer: usize,
@@ -97,7 +102,8 @@ impl Default for Config {
             max_streams_per_port: 1024,
             syn_rate: 1000,
             syn_rate_per_node: 500,
-            send_buffer: 4 << 20,
+            buffer_memory: 1 << 30,
+            send_buffer: 16 << 20,
             receive_buffer: 16 << 20,
             initial_window: 1 << 20,
             max_segment: u16::MAX,

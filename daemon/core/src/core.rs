@@ -21,6 +21,7 @@ use slab::Slab;
 use crate::config::{Config, CongestionControl};
 use crate::event::{CloseReason, DialFailure, Event, Input, Permission, Read, Refusal, StreamId};
 use crate::info::{Counters, PeerInfo, StreamInfo};
+use crate::memory::Memory;
 use crate::peer::{Outgoing, Peer};
 use crate::ports::{Bucket, Ports};
 use crate::receive::Via;
@@ -77,6 +78,7 @@ pub struct Core {
     /// `MAX_PENDING_KEYS` in `receive.rs`.
     pub(crate) pending_keys: FxHashMap<NodeId, (AuthKey, Via)>,
     pub(crate) counters: Counters,
+    pub(crate) memory: Memory,
     pub(crate) syns: Bucket,
     pub(crate) exchanges: Bucket,
     pub(crate) punches: Bucket,
@@ -154,6 +156,7 @@ impl Core {
             exchanges: Bucket::new(EXCHANGES_PER_SECOND, now),
             punches: Bucket::new(PUNCHES_PER_SECOND, now),
             refusal_events: Bucket::new(REFUSAL_EVENTS_PER_SECOND, now),
+            memory: Memory::new(config.buffer_memory, config.max_streams),
             config,
             identity,
             rng,
@@ -190,6 +193,7 @@ impl Core {
             Input::Endpoint { node, endpoint } => self.on_endpoint(node, endpoint, now),
             Input::IdentityKey { node, key } => self.on_identity_key(node, key, now),
             Input::Permission { node, permission } => self.set_permission(node, permission, now),
+            Input::TooLarge { to, len } => self.too_large(to, len, now),
         }
     }
 
@@ -225,7 +229,8 @@ impl Core {
         let id = self.next_id();
         let source = Address::backbone(local).port(local_port);
         let iss = self.rng.random();
-        let stream = Stream::dial(id, source, to, iss, &self.config, now);
+        let window = self.initial_buffer();
+        let stream = Stream::dial(id, source, to, iss, window, &self.config, now);
         let slot = self.insert_stream(stream);
         let peer = self.ensure_peer(to.address.node, now);
         self.streams[slot].epoch = self.peers[peer].epoch;
@@ -288,12 +293,33 @@ impl Core {
 
     /// Free send buffer of a stream in bytes; 0 when it is unknown.
     pub fn writable(&self, stream: StreamId) -> usize {
-        self.stream_slots.get(&stream).map_or(0, |slot| self.streams[*slot].writable())
+        let cap = self.send_allowance();
+        self.stream_slots.get(&stream).map_or(0, |slot| self.streams[*slot].writable(cap))
+    }
+
+    /// What a stream should have written and not acknowledged at most, in
+    /// bytes: less than its limit while the node's memory is short.
+    pub fn send_allowance(&self) -> usize {
+        let limit = self.config.send_buffer;
+        self.memory.allowance(limit).cap.min(limit)
+    }
+
+    /// What a new stream starts with in each direction, in bytes; its windows
+    /// grow with use.
+    pub fn initial_buffer(&self) -> usize {
+        self.memory.start(self.open_streams, self.config.initial_window)
+    }
+
+    /// Bytes in the buffers of all streams.
+    pub fn buffered(&self) -> usize {
+        self.memory.used()
     }
 
     /// The next received bytes, at most `max`. An unknown stream is at its end.
     pub fn read(&mut self, stream: StreamId, max: usize) -> Read {
         let Some(&slot) = self.stream_slots.get(&stream) else { return Read::End };
+        let allowance = self.memory.allowance(self.config.receive_buffer);
+        self.streams[slot].set_allowance(allowance);
         let read = self.streams[slot].read(max);
         if read != Read::Blocked {
             self.touch(slot);

@@ -52,6 +52,14 @@ pub enum Input<'a> {
         /// The new permission.
         permission: Permission,
     },
+    /// The system refused to send a datagram, as larger than the path takes
+    /// (EMSGSIZE). What is larger or as large is not sent there any more.
+    TooLarge {
+        /// Its UDP destination.
+        to: SocketAddr,
+        /// UDP payload, in bytes.
+        len: usize,
+    },
 }
 
 /// What a peer may do here.

@@ -10,6 +10,7 @@ mod config;
 mod core;
 mod event;
 mod info;
+mod memory;
 mod peer;
 mod ports;
 mod receive;

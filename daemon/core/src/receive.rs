@@ -253,7 +253,7 @@ impl Core {
         {
             self.shrink_streams(slot);
         }
-        self.peers[slot].path.mtu.acknowledged(token);
+        self.peers[slot].path.mtu.acknowledged(token, now);
         self.probe_path(slot, now);
         self.queue_peer(slot);
     }
@@ -273,11 +273,14 @@ impl Core {
         let Some(&stream) = self.keys.get(&key) else {
             return self.on_strayed(slot, key, header, payload, now);
         };
+        let allowance = self.memory.allowance(self.config.receive_buffer);
+        self.streams[stream].set_allowance(allowance);
         let reaction = if header.flags.contains(Flags::RST) {
             self.streams[stream].on_reset(header)
         } else {
             self.streams[stream].on_packet(header, payload, now)
         };
+        self.settle_memory(stream);
         match reaction {
             Reaction::None => {}
             Reaction::OutOfState => self.counters.refuse(Refusal::OutOfState),
@@ -324,7 +327,8 @@ impl Core {
         }
         let id = self.next_id();
         let iss = self.rng.random();
-        let mut stream = Stream::accept(id, header, payload, iss, &self.config, now);
+        let window = self.initial_buffer();
+        let mut stream = Stream::accept(id, header, payload, iss, window, &self.config, now);
         stream.local = self.own_socket(to);
         stream.epoch = self.peers[slot].epoch;
         let stream = self.insert_stream(stream);

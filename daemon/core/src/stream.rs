@@ -39,12 +39,16 @@ pub(crate) use transmit::Rooms;
 
 use crate::config::{Config, CongestionControl};
 use crate::event::{CloseReason, DialFailure, Event, Read, StreamId};
+use crate::memory::Allowance;
 use crate::time::Time;
 
 /// The unit of the window field.
 const WINDOW_UNIT: u64 = 4096;
 /// Largest segment a published peer is sent.
 const PUBLISHED_SEGMENT: usize = 4096;
+/// Payload that every path carries in one segment: 1,280 bytes of IPv6 less the
+/// headers of IP, UDP, tunnel and packet.
+const BASE_SEGMENT: usize = 1152;
 /// How far into a stream a number from before its start can be told from one
 /// that has wrapped.
 const START_KNOWN: u64 = 1 << 30;
@@ -133,6 +137,8 @@ pub(crate) struct Stream {
     peer_window: u16,
     no_delay: bool,
     send_limit: usize,
+    /// Bytes of its buffers that the core has counted.
+    charged: usize,
     max_segment: u16,
 
     shutdown: bool,
@@ -163,6 +169,7 @@ impl Stream {
         id: StreamId,
         local: SocketAddress,
         remote: SocketAddress,
+        window: usize,
         config: &Config,
         now: Time,
     ) -> Self {
@@ -181,7 +188,7 @@ impl Stream {
             iss: 0,
             irs: 0,
             send: SendSide::default(),
-            recv: RecvSide::new(config.initial_window, config.receive_buffer),
+            recv: RecvSide::new(window, config.receive_buffer),
             rtt: Rtt::default(),
             congestion: controller(config.congestion, id.0),
             right_edge: 0,
@@ -189,6 +196,7 @@ impl Stream {
             peer_window: 0,
             no_delay: !config.nagle,
             send_limit: config.send_buffer,
+            charged: 0,
             max_segment: config.max_segment,
             shutdown: false,
             released: false,
@@ -209,16 +217,18 @@ impl Stream {
         }
     }
 
-    /// A stream that this side opens.
+    /// A stream that this side opens. `window` is what it takes at first, in
+    /// bytes.
     pub(crate) fn dial(
         id: StreamId,
         local: SocketAddress,
         remote: SocketAddress,
         iss: u32,
+        window: usize,
         config: &Config,
         now: Time,
     ) -> Self {
-        let mut stream = Self::new(id, local, remote, config, now);
+        let mut stream = Self::new(id, local, remote, window, config, now);
         stream.iss = iss;
         stream.timers.start_dial(now);
         stream
@@ -230,10 +240,11 @@ impl Stream {
         header: &Header,
         payload: &[u8],
         iss: u32,
+        window: usize,
         config: &Config,
         now: Time,
     ) -> Self {
-        let mut stream = Self::new(id, header.destination, header.source, config, now);
+        let mut stream = Self::new(id, header.destination, header.source, window, config, now);
         stream.accepted = true;
         stream.announced_open = true;
         stream.iss = iss;
@@ -329,8 +340,24 @@ impl Stream {
 
     // ---- the application's side ------------------------------------------
 
-    pub(crate) fn writable(&self) -> usize {
-        self.send_limit.saturating_sub(self.send.buffered())
+    /// Free bytes of the send buffer, of which the node's memory allows `cap`.
+    pub(crate) fn writable(&self, cap: usize) -> usize {
+        self.send_limit.min(cap).saturating_sub(self.send.buffered())
+    }
+
+    /// What the node's memory allows the receive buffer.
+    pub(crate) fn set_allowance(&mut self, allowance: Allowance) {
+        self.recv.set_cap(allowance.cap, allowance.strict);
+    }
+
+    /// Bytes counted for its buffers so far, and those to be counted now.
+    pub(crate) fn charge(&mut self) -> (usize, usize) {
+        let held = self.recv.held() + self.send.buffered();
+        (std::mem::replace(&mut self.charged, held), held)
+    }
+
+    pub(crate) fn charged(&self) -> usize {
+        self.charged
     }
 
     pub(crate) fn may_write(&self) -> bool {
@@ -507,9 +534,10 @@ impl Stream {
         }
     }
 
-    /// A guess of the segment size in use, for congestion control.
+    /// The segment size that congestion control counts in. A stream of small
+    /// writes is not held to their size: every path takes more.
     fn segment_guess(&self) -> usize {
-        self.timers.last_segment.max(1)
+        self.timers.last_segment.max(BASE_SEGMENT)
     }
 
     // ---- what the application is told ------------------------------------

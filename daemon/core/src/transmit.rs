@@ -11,7 +11,7 @@ use rand::RngExt;
 
 use crate::core::{Core, Key, MAX_UDP_PAYLOAD};
 use crate::event::{Event, Output, Permission, Transmit};
-use crate::peer::Outgoing;
+use crate::peer::{Outgoing, Peer};
 use crate::receive::{TOKEN_LEN, Via};
 use crate::time::Time;
 use crate::timer::Owner;
@@ -73,6 +73,8 @@ impl Core {
         while let Some(slot) = self.dirty.pop() {
             let stream = &mut self.streams[slot];
             stream.dirty = false;
+            let (before, held) = stream.charge();
+            self.memory.change(before, held);
             stream.take_events(&mut self.events);
             stream.watch_window(now);
             let deadline = stream.deadline().map(|at| at.max(now + TIMER_STEP));
@@ -91,6 +93,13 @@ impl Core {
                 None => self.remove_if_over(slot, now),
             }
         }
+    }
+
+    /// Brings the account of a stream's buffers up to date.
+    pub(crate) fn settle_memory(&mut self, slot: usize) {
+        let stream = &mut self.streams[slot];
+        let (before, held) = stream.charge();
+        self.memory.change(before, held);
     }
 
     /// Has the next drain send to a peer.
@@ -292,6 +301,7 @@ impl Core {
     fn forget_stream(&mut self, slot: usize) {
         self.dirty.retain(|s| *s != slot);
         let mut stream = self.streams.remove(slot);
+        self.memory.change(stream.charged(), 0);
         self.timers.cancel(Owner::Stream(slot), &mut stream.registered);
         self.stream_slots.remove(&stream.id);
         self.open_streams -= 1;
@@ -346,10 +356,12 @@ impl Core {
         let Some(peer) = peer else { return };
         if alarm.black_hole && self.peers[peer].path.mtu.black_hole(now) {
             self.shrink_streams(peer);
+            self.probe_path(peer, now);
         }
         let relayable = self.beacon.is_some() && !self.peers[peer].path.relay;
         if alarm.relay && relayable && self.peers[peer].path.start_relay(now) {
             self.relay_activated(peer);
+            self.probe_path(peer, now);
         }
         let silent = now.since(heard).as_secs() >= 1;
         if alarm.silent && silent && self.peers[peer].tunnel.is_up() {
@@ -514,6 +526,20 @@ impl Core {
             self.ping(slot, token, extra, None);
         }
         self.schedule_peer(slot, now);
+    }
+
+    /// The system does not send `len` bytes to `to`. Several peers may be behind
+    /// one beacon.
+    pub(crate) fn too_large(&mut self, to: SocketAddr, len: usize, now: Time) {
+        let reached = |p: &Peer| matches!(p.path.route(self.beacon), Some(Route::Direct(a) | Route::Relay(a)) if a == to);
+        let slots = self.peers.iter().filter(|(_, p)| reached(p)).map(|(slot, _)| slot);
+        for slot in slots.collect::<Vec<_>>() {
+            if self.peers[slot].path.mtu.too_large(len, now) {
+                self.shrink_streams(slot);
+            }
+            // What was refused may have been a probe.
+            self.probe_path(slot, now);
+        }
     }
 
     /// The path takes less: streams cut what they have in flight.

@@ -6,6 +6,7 @@
 //! use, retired keys refused.
 
 mod exchange;
+mod mtu;
 pub(crate) mod path;
 mod replay;
 mod session;

@@ -109,6 +109,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line() {
         ("owner: x\ntime-wait: [1]\n", "time-wait"),
         ("owner: x\nidle-timeout: 100h5x\n", "idle-timeout"),
         ("owner: x\nmax-received-bytes: 5Q\n", "max-received-bytes"),
+        ("owner: x\ncongestion: vegas\n", "congestion"),
         ("owner: x\nmetrics-listen: 0.0.0.0:9642\n", "metrics-listen"),
         ("owner: x\nmetrics-listen: nowhere\n", "metrics-listen"),
         ("owner: x\nmetrics-allow-remote: maybe\n", "metrics-allow-remote"),
@@ -165,6 +166,20 @@ fn sizes() {
     for bad in ["M", "-1", "1.5G", "5MB", "99999999999T", "5\u{b5}"] {
         assert_eq!(limit(bad), None, "{bad}");
     }
+}
+
+#[test]
+fn congestion_control_by_name() {
+    let congestion = |args: &[&str]| config(args, &[]).map(|c| c.congestion);
+    assert_eq!(congestion(&[]).unwrap(), Congestion::Cubic);
+    assert_eq!(congestion(&["-congestion", ""]).unwrap(), Congestion::Cubic);
+    for one in Congestion::ALL {
+        assert_eq!(congestion(&["-congestion", one.name()]).unwrap(), one);
+    }
+    let (_dir, path) = file("congestion: bbr\n");
+    assert_eq!(congestion(&["-config", &path]).unwrap(), Congestion::Bbr);
+    let line = congestion(&["-congestion", "vegas"]).unwrap_err().to_string();
+    assert_eq!(line, "flag -congestion is \"vegas\", expected cubic, newreno or bbr");
 }
 
 #[test]

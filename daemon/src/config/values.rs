@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pilot_wire::ipc::Congestion;
+
 use super::LogFormat;
 use super::raw::{ConfigError, RawConfig};
 
@@ -157,6 +159,14 @@ impl RawConfig {
             return Err(self.refuse(key, format!("is {text:?}, which is reserved")));
         }
         Ok(text.to_owned())
+    }
+
+    /// A congestion controller by name; nothing stands for the default.
+    pub(super) fn congestion(&self, key: &str) -> Result<Congestion, ConfigError> {
+        match self.text(key) {
+            "" => Ok(Congestion::default()),
+            text => text.parse().map_err(|e| self.refuse(key, e)),
+        }
     }
 
     pub(super) fn log_level(&self, key: &str) -> Result<tracing::Level, ConfigError> {

@@ -3,6 +3,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -42,6 +43,10 @@ pub(crate) struct Client {
     pub(crate) receive_credit: u32,
     /// Connections with something to pass on, each at most once.
     pub(crate) readable: VecDeque<u32>,
+    /// Connections whose lanes have more than one pass took.
+    pub(crate) lanes: Vec<u32>,
+    /// One holder besides this for each lane it has.
+    pub(crate) lane_permits: Arc<()>,
     /// Connections it owns; bounded by the core's streams.
     pub(crate) connections: HashSet<u32>,
     /// Ports it bound.
@@ -71,6 +76,8 @@ impl Client {
             greeted: false,
             receive_credit: u32::MAX,
             readable: VecDeque::new(),
+            lanes: Vec::new(),
+            lane_permits: Arc::default(),
             connections: HashSet::new(),
             ports: Vec::new(),
             blocked_on: None,
@@ -119,6 +126,13 @@ impl Client {
     /// Adds a message that is already encoded.
     pub(crate) fn send_encoded(&mut self, message: &[u8]) {
         self.outbox.messages(|run| run.extend_from_slice(message));
+    }
+
+    /// Adds a notification that carries a descriptor.
+    pub(crate) fn send_descriptor(&mut self, event: &Event<'_>, file: OwnedFd) {
+        let mut message = Vec::new();
+        event.encode(&mut message);
+        self.outbox.descriptor(message, file);
     }
 
     /// Adds stream data.

@@ -3,12 +3,15 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use pilot_wire::ipc::{DATA_HEADER_LEN, receive_header};
-use tokio::io::AsyncWrite;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::UnixStream;
 
 /// Pieces per write call.
@@ -25,6 +28,8 @@ enum Piece {
     /// What stands before data that follows.
     Header([u8; DATA_HEADER_LEN]),
     Data(Bytes),
+    /// A message with which a descriptor goes.
+    Descriptor(Vec<u8>, OwnedFd),
 }
 
 impl Piece {
@@ -33,6 +38,7 @@ impl Piece {
             Self::Run(run) => run,
             Self::Header(header) => header,
             Self::Data(data) => data,
+            Self::Descriptor(message, _) => message,
         }
     }
 }
@@ -93,6 +99,15 @@ impl Outbox {
         self.pieces.extend(pieces.drain(..).map(Piece::Data));
     }
 
+    /// Adds one message with which `file` goes.
+    pub(crate) fn descriptor(&mut self, message: Vec<u8>, file: OwnedFd) {
+        if self.closed {
+            return;
+        }
+        self.len += message.len();
+        self.pieces.push_back(Piece::Descriptor(message, file));
+    }
+
     /// Writes what the socket takes; pending when it is full, and the context's
     /// waker is told when that changes. After an error nobody reads any more.
     pub(crate) fn poll_flush(
@@ -100,24 +115,47 @@ impl Outbox {
         stream: &mut UnixStream,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        while !self.pieces.is_empty() {
+        while let Some(front) = self.pieces.front() {
             let mut slices = [IoSlice::new(&[]); PIECES];
             let mut count = 0;
             let mut skip = self.written;
+            if let Piece::Descriptor(message, file) = front {
+                let sent = ready!(poll_send_descriptor(stream, cx, &message[skip..], file));
+                match sent {
+                    Ok(n) => self.descriptor_sent(n),
+                    Err(e) => return Poll::Ready(Err(self.close(e))),
+                }
+                continue;
+            }
             for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                if matches!(piece, Piece::Descriptor(..)) {
+                    break;
+                }
                 *slice = IoSlice::new(&piece.bytes()[skip..]);
                 skip = 0;
                 count += 1;
             }
             match ready!(Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count])) {
                 Ok(n) => self.advance(n),
-                Err(e) => {
-                    *self = Self { closed: true, ..Self::default() };
-                    return Poll::Ready(Err(e));
-                }
+                Err(e) => return Poll::Ready(Err(self.close(e))),
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn close(&mut self, error: io::Error) -> io::Error {
+        *self = Self { closed: true, ..Self::default() };
+        error
+    }
+
+    /// The descriptor went with the first of these bytes: the rest, if any, is
+    /// a message like others.
+    fn descriptor_sent(&mut self, n: usize) {
+        if let Some(Piece::Descriptor(message, _)) = self.pieces.front_mut() {
+            let message = std::mem::take(message);
+            self.pieces[0] = Piece::Run(message);
+            self.advance(n);
+        }
     }
 
     fn advance(&mut self, mut n: usize) {
@@ -136,6 +174,29 @@ impl Outbox {
                     self.spare = run;
                 }
             }
+        }
+    }
+}
+
+fn poll_send_descriptor(
+    stream: &UnixStream,
+    cx: &mut Context<'_>,
+    message: &[u8],
+    file: &OwnedFd,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let files = [file.as_fd()];
+            control.push(SendAncillaryMessage::ScmRights(&files));
+            let slices = [IoSlice::new(message)];
+            Ok(rustix::net::sendmsg(stream, &slices, &mut control, SendFlags::empty())?)
+        });
+        match sent {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return Poll::Ready(sent),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What a client's messages do (protocol page "Daemon socket").
 
 use bytes::Bytes;
-use pilot_core::StreamId;
+use pilot_core::{CongestionControl, StreamId};
 use pilot_wire::ipc::{
-    Command, CommandError, ErrorCode, Event, Features, HELLO_VERSION, Setting, json,
+    Command, CommandError, Congestion, ErrorCode, Event, Features, HELLO_VERSION, Setting, json,
 };
 use tracing::debug;
 
@@ -38,6 +38,9 @@ impl Hub {
     pub(crate) fn serve(&mut self, client: &mut Client) -> Served {
         let mut commands = 0;
         let mut bytes = 0;
+        for id in std::mem::take(&mut client.lanes) {
+            self.pass_up(client, id);
+        }
         loop {
             loop {
                 if client.waiting() > COMMAND_BOUND {
@@ -117,6 +120,7 @@ impl Hub {
         if credit {
             conn.send_credit -= data.len() as u64;
         }
+        self.lanes.count(client, id, conn, data.len());
         if !data.is_empty() && self.core.write(stream, data, now).is_err() && first {
             client.refuse_now(None, ErrorCode::CLOSED, "send: connection not established");
         }
@@ -169,6 +173,9 @@ impl Hub {
             | Command::Credit { .. }
             | Command::Shutdown { .. }
             | Command::Set { .. }
+            | Command::LaneTake { .. }
+            | Command::LaneBegin { .. }
+            | Command::LaneKick { .. }
                 if tag.is_some() =>
             {
                 client.refuse_now(
@@ -188,23 +195,35 @@ impl Hub {
             }
             Command::Credit { connection, bytes } => self.credit(client, connection, bytes),
             Command::Shutdown { connection } => {
-                if self.owned(client, connection).is_some() {
-                    let now = self.now();
+                let now = self.now();
+                let open = self.conns.get_mut(&connection);
+                if let Some(conn) = open.filter(|c| c.client() == Some(client.id) && !c.over) {
+                    conn.lane.finish(&mut self.core, connection, now);
                     self.core.shutdown(StreamId(connection), now);
                 }
             }
-            Command::Set { connection, setting: Setting::NoDelay(on) } => {
+            Command::Set { connection, setting } => {
                 if self.owned(client, connection).is_some() {
-                    self.core.set_no_delay(StreamId(connection), on);
+                    self.set(StreamId(connection), setting);
                 }
             }
+            Command::LaneTake { connection } => self.lane_take(client, connection),
+            Command::LaneBegin { connection } => self.lane_begin(client, connection),
+            Command::LaneKick { connection } => self.lane_kick(client, connection),
             other => self.request(client, tag, &other),
         }
     }
 
     /// A connection that is open and this client's.
-    fn owned(&mut self, client: &Client, id: u32) -> Option<&mut Conn> {
+    pub(crate) fn owned(&mut self, client: &Client, id: u32) -> Option<&mut Conn> {
         self.conns.get_mut(&id).filter(|conn| conn.client() == Some(client.id) && !conn.over)
+    }
+
+    fn set(&mut self, stream: StreamId, setting: Setting) {
+        match setting {
+            Setting::NoDelay(on) => self.core.set_no_delay(stream, on),
+            Setting::Congestion(kind) => self.core.set_congestion(stream, controller(kind)),
+        }
     }
 
     fn hello(
@@ -229,7 +248,7 @@ impl Hub {
         let event = Event::HelloOk {
             version: HELLO_VERSION.min(version),
             features: client.features,
-            send_credit: u32::try_from(self.send_credit).unwrap_or(u32::MAX),
+            send_credit: u32::try_from(self.first_credit).unwrap_or(u32::MAX),
         };
         client.answer_now(tag, &event);
     }
@@ -295,6 +314,7 @@ impl Hub {
             return;
         }
         conn.over = true;
+        conn.lane.finish(&mut self.core, id, now);
         self.core.close(StreamId(id), now);
         match &conn.owner {
             Owner::Client(owner) if *owner == client.id => {
@@ -339,5 +359,14 @@ impl Hub {
         }
         let text = info::render(value);
         client.answer_now(tag, &Event::Json { code: json::INFO, body: text.as_bytes() });
+    }
+}
+
+/// The core's name of a congestion controller.
+pub(crate) const fn controller(congestion: Congestion) -> CongestionControl {
+    match congestion {
+        Congestion::Cubic => CongestionControl::Cubic,
+        Congestion::NewReno => CongestionControl::NewReno,
+        Congestion::Bbr => CongestionControl::Bbr,
     }
 }

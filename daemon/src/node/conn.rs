@@ -8,6 +8,7 @@ use pilot_wire::ipc::ErrorCode;
 use tokio::sync::oneshot;
 
 use super::handle::DialFailure;
+use super::lane::Lane;
 use crate::ipc::client::Tag;
 use crate::service::{LocalStream, StreamShared};
 
@@ -35,10 +36,14 @@ pub(crate) struct Conn {
     pub(crate) receive_credit: u64,
     /// Bytes the client may still send.
     pub(crate) send_credit: u64,
+    /// That, and what it sent that the peer has not acknowledged.
+    pub(crate) allowance: u64,
     /// Bytes freed in the core and not yet granted again.
     pub(crate) freed: u64,
     /// Why the daemon itself broke it.
     pub(crate) fault: Option<(ErrorCode, &'static str)>,
+    /// Shared memory instead of the socket.
+    pub(crate) lane: Lane,
 }
 
 /// Whose a stream is.
@@ -70,8 +75,10 @@ impl Conn {
             closed_told: false,
             receive_credit: u64::MAX,
             send_credit: 0,
+            allowance: 0,
             freed: 0,
             fault: None,
+            lane: Lane::Counting(0),
         }
     }
 

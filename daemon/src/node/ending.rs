@@ -90,6 +90,7 @@ impl Node {
             return true;
         }
         let now = self.hub.now();
+        self.hub.finish_lanes(now);
         for stream in self.hub.core.streams() {
             if stream.half_close {
                 self.hub.core.shutdown(stream.id, now);

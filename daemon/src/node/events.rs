@@ -78,12 +78,13 @@ impl Hub {
                 if !client.has(Features::CREDIT) || conn.over {
                     return;
                 }
-                conn.freed += freed as u64;
-                if conn.freed >= self.send_credit / 4 {
-                    let bytes = u32::try_from(conn.freed).unwrap_or(u32::MAX);
-                    conn.send_credit += conn.freed;
-                    conn.freed = 0;
-                    client.send(&ClientEvent::Credit { connection: id, bytes });
+                if conn.lane.is_credit() {
+                    if let Some(client) = clients.touch(owner) {
+                        self.pass_up(client, id);
+                    }
+                    return;
+                }
+                if self.renew_credit(client, id, freed) {
                     clients.touch(owner);
                 }
             }

@@ -12,6 +12,7 @@ use pilot_wire::ipc::{ErrorCode, Event, Features};
 use tokio::sync::mpsc;
 
 use super::conn::{Conn, Ended, Owner};
+use super::lane::{Lane, Lanes};
 use super::plane::{Plane, Refused};
 use super::ready::{Notifier, ReadyList, Token};
 use crate::ipc::client::{Client, DATA_BOUND, Tag};
@@ -21,8 +22,12 @@ use crate::workers::EdgeCounters;
 
 /// Bytes of one connection passed on before it is the next one's turn.
 const PASS: usize = 256 << 10;
-/// The most send credit a client is given per connection.
-const MAX_SEND_CREDIT: usize = 4 << 20;
+/// The send credit that every connection starts with, told in hello. More
+/// follows as the connection makes use of it.
+const FIRST_SEND_CREDIT: usize = 64 << 10;
+/// What a connection may have in credit and in the core at the least, also
+/// while memory is short.
+const LEAST_SEND_CREDIT: u64 = 16 << 10;
 /// Answers of the control plane waiting for the loop; beyond it they wait.
 const ANSWERS: usize = 256;
 
@@ -71,8 +76,11 @@ pub(crate) struct Hub {
     /// connection.
     pub(crate) notices: Vec<(u64, u32)>,
     pub(crate) answers: mpsc::Sender<Answered>,
-    /// Bytes a client may send on a new connection.
-    pub(crate) send_credit: u64,
+    /// Bytes a client may send on a new connection, as hello says.
+    pub(crate) first_credit: u64,
+    /// Bytes that a connection may have in credit and in the core.
+    most_credit: u64,
+    pub(crate) lanes: Lanes,
     pieces: Vec<Bytes>,
 }
 
@@ -81,6 +89,7 @@ impl Hub {
         core: Core,
         plane: Rc<dyn Plane>,
         send_buffer: usize,
+        max_lanes: usize,
     ) -> (Self, mpsc::Receiver<Answered>) {
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let hub = Self {
@@ -97,7 +106,9 @@ impl Hub {
             ending: false,
             notices: Vec::new(),
             answers,
-            send_credit: send_buffer.min(MAX_SEND_CREDIT) as u64,
+            first_credit: send_buffer.min(FIRST_SEND_CREDIT) as u64,
+            most_credit: send_buffer as u64,
+            lanes: Lanes::new(max_lanes),
             pieces: Vec::new(),
         };
         (hub, receiver)
@@ -119,13 +130,42 @@ impl Hub {
         conn.owner = Owner::Client(client.id);
         conn.receive_credit =
             if client.has(Features::CREDIT) { u64::from(client.receive_credit) } else { u64::MAX };
-        conn.send_credit = self.send_credit;
+        conn.send_credit = self.first_credit;
+        conn.allowance = self.first_credit;
+        if client.has(Features::CREDIT) {
+            let start = (self.core.initial_buffer() as u64).min(self.most_credit);
+            let more = start.saturating_sub(self.first_credit);
+            conn.allowance += more;
+            conn.send_credit += more;
+            tell_credit(client, id, more);
+        }
         client.connections.insert(id);
         if conn.readable && conn.receive_credit > 0 {
             conn.queued = true;
             client.readable.push_back(id);
         }
         self.conns.insert(id, conn);
+    }
+
+    /// Bytes of a connection were acknowledged: gives the client credit for
+    /// them, and more while it uses what it has and memory is plenty; less when
+    /// it is short. Returns whether anything was granted.
+    pub(crate) fn renew_credit(&mut self, client: &mut Client, id: u32, freed: usize) -> bool {
+        let cap = (self.core.send_allowance() as u64).min(self.most_credit);
+        let Some(conn) = self.conns.get_mut(&id) else { return false };
+        conn.freed += freed as u64;
+        if conn.freed < conn.allowance / 4 {
+            return false;
+        }
+        let freed = std::mem::take(&mut conn.freed);
+        let target = conn.allowance.saturating_add(freed).min(cap);
+        let shrunk = conn.allowance.saturating_sub(freed).max(cap.max(LEAST_SEND_CREDIT));
+        let allowance = if target >= conn.allowance { target } else { shrunk.min(conn.allowance) };
+        let bytes = (freed + allowance).saturating_sub(conn.allowance);
+        conn.allowance = allowance;
+        conn.send_credit += bytes;
+        tell_credit(client, id, bytes);
+        bytes > 0
     }
 
     /// Gives an open stream to a service: the stream for its future.
@@ -156,6 +196,10 @@ impl Hub {
             if conn.over {
                 continue;
             }
+            if matches!(conn.lane, Lane::Open(_)) {
+                self.pass_down(client, id);
+                continue;
+            }
             let stream = StreamId(id);
             let allowed = usize::try_from(conn.receive_credit).unwrap_or(usize::MAX).min(PASS);
             let mut taken = 0;
@@ -179,6 +223,7 @@ impl Hub {
             }
             if taken > 0 {
                 client.send_data(id, &mut self.pieces);
+                self.lanes.count(client, id, conn, taken);
             }
             if client.has(Features::CREDIT) {
                 conn.receive_credit -= taken as u64;
@@ -256,8 +301,9 @@ impl Hub {
         }
         // Dials that wait are in `connections` as well.
         for id in &client.connections {
-            if let Some(conn) = self.conns.remove(id) {
+            if let Some(mut conn) = self.conns.remove(id) {
                 if !conn.over {
+                    conn.lane.finish(&mut self.core, *id, now);
                     self.core.close(StreamId(*id), now);
                 }
                 self.ended.insert(*id);
@@ -272,5 +318,12 @@ impl Hub {
             conn.fault = Some((code, text));
             self.core.reset(StreamId(id));
         }
+    }
+}
+
+fn tell_credit(client: &mut Client, connection: u32, bytes: u64) {
+    if bytes > 0 {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        client.send(&Event::Credit { connection, bytes });
     }
 }

@@ -3,6 +3,7 @@
 
 mod hello;
 mod hostile;
+mod lane;
 mod published;
 mod services;
 mod spread;
@@ -198,6 +199,7 @@ impl TestNode {
                 plane: Rc::clone(&plane) as Rc<dyn Plane>,
                 services: vec![Rc::new(Echo), Rc::new(data_exchange.clone())],
                 max_clients: 64,
+                max_lanes: 64,
             };
             tokio::task::spawn_local(run(parts));
         }
@@ -238,20 +240,24 @@ impl TestNode {
             reader: Reader { reader, buffer: BytesMut::new() },
             writer: Writer { writer },
             send_credit: 0,
+            first_credit: 0,
         }
     }
 
-    /// A client with every feature.
+    /// A client with every feature that needs no shared memory.
     async fn hello_client(&self, receive_credit: u32) -> TestClient {
+        self.client_with(receive_credit, Features(Features::ALL.0 & !Features::LANE.0)).await
+    }
+
+    async fn client_with(&self, receive_credit: u32, features: Features) -> TestClient {
         let mut client = self.client().await;
-        let hello =
-            Command::Hello { version: HELLO_VERSION, features: Features::ALL, receive_credit };
+        let hello = Command::Hello { version: HELLO_VERSION, features, receive_credit };
         client.tell(&hello).await;
         let message = client.hear().await;
-        let Event::HelloOk { version: 1, features: Features::ALL, send_credit } = message.event()
-        else {
+        let Event::HelloOk { version: 1, features: granted, send_credit } = message.event() else {
             panic!("{:?}", message.event())
         };
+        assert_eq!(granted, features);
         client.send_credit = send_credit;
         client
     }
@@ -332,7 +338,10 @@ impl Writer {
 struct TestClient {
     reader: Reader,
     writer: Writer,
+    /// What hello said; nothing without hello.
     send_credit: u32,
+    /// What the newest connection may send at first.
+    first_credit: u32,
 }
 
 impl TestClient {
@@ -362,6 +371,7 @@ impl TestClient {
         self.tell(&Command::Dial { to }).await;
         let message = self.hear().await;
         let Event::DialOk { connection } = message.event() else { panic!("{:?}", message.event()) };
+        self.hear_first_credit(connection).await;
         connection
     }
 
@@ -371,7 +381,21 @@ impl TestClient {
             panic!("{:?}", message.event())
         };
         assert_eq!(local_port, port);
+        self.hear_first_credit(connection).await;
         connection
+    }
+
+    /// What a new connection may send beyond what hello said comes right after
+    /// it.
+    async fn hear_first_credit(&mut self, connection: u32) {
+        if self.send_credit > 0 {
+            let message = self.hear().await;
+            let Event::Credit { connection: c, bytes } = message.event() else {
+                panic!("{:?}", message.event())
+            };
+            assert_eq!(c, connection);
+            self.first_credit = self.send_credit + bytes;
+        }
     }
 
     /// Reads `total` bytes of one connection and nothing else, granting credit

@@ -1,5 +1,6 @@
 //! The turns of the loop.
 
+mod spin;
 mod wait;
 
 use std::pin::Pin;
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 use tracing::{debug, info, warn};
 
+use self::spin::Spin;
 use super::clients::Clients;
 use super::commands::Served;
 use super::conn::{Conn, Owner};
@@ -64,12 +66,14 @@ pub struct NodeParts {
     pub services: Vec<Rc<dyn Service>>,
     /// Clients served at once; one beyond it is disconnected at once.
     pub max_clients: usize,
+    /// Lanes of all clients; 0 for none.
+    pub max_lanes: usize,
 }
 
 /// Runs a node until [`super::NodeHandle::begin_shutdown`]. Must be polled
 /// inside a tokio `LocalSet`, since services run beside it on its thread.
 pub async fn run(parts: NodeParts) {
-    let (mut hub, answers) = Hub::new(parts.core, parts.plane, parts.send_buffer);
+    let (mut hub, answers) = Hub::new(parts.core, parts.plane, parts.send_buffer, parts.max_lanes);
     for service in parts.services {
         let port = service.port();
         match hub.core.listen(port) {
@@ -97,6 +101,7 @@ pub async fn run(parts: NodeParts) {
         max_clients: parts.max_clients,
         accept_again: None,
         ending: None,
+        spin: Spin::default(),
     };
     node.run().await;
 }
@@ -126,6 +131,7 @@ pub(super) struct Node {
     /// No client is accepted before.
     accept_again: Option<Instant>,
     pub(super) ending: Option<Ending>,
+    spin: Spin,
 }
 
 impl Node {
@@ -143,7 +149,7 @@ impl Node {
                 tokio::task::yield_now().await;
                 std::future::poll_fn(|cx| Poll::Ready(self.poll_accept(cx))).await;
             } else {
-                std::future::poll_fn(|cx| self.poll_wait(cx)).await;
+                self.wait().await;
             }
         }
         info!(streams = self.hub.core.open_streams(), "loop ended");
@@ -189,6 +195,7 @@ impl Node {
             });
             let Some(n) = received else { return more };
             bytes += n;
+            self.spin.moved += n;
             if bytes >= RECEIVE_BYTES {
                 break;
             }
@@ -259,16 +266,12 @@ impl Node {
     /// Lets the core work until it waits, a cap is reached or the socket is
     /// full.
     pub(super) fn drain(&mut self) -> bool {
-        if let Some((batch, offset)) = self.blocked.take() {
-            match self.udp.send(batch, &self.buffer, offset) {
-                Sent::All => {}
-                Sent::Blocked(offset) => {
-                    self.blocked = Some((batch, offset));
-                    return false;
-                }
-            }
-        }
         let now = self.hub.now();
+        if let Some((batch, offset)) = self.blocked.take()
+            && !self.send(batch, offset, now)
+        {
+            return false;
+        }
         let (mut transmits, mut events) = (0, 0);
         loop {
             match self.hub.core.poll_output(now, &mut self.buffer) {
@@ -277,8 +280,8 @@ impl Node {
                     return false;
                 }
                 Output::Transmit(batch) => {
-                    if let Sent::Blocked(offset) = self.udp.send(batch, &self.buffer, 0) {
-                        self.blocked = Some((batch, offset));
+                    self.spin.moved += batch.len;
+                    if !self.send(batch, 0, now) {
                         return false;
                     }
                     transmits += 1;
@@ -290,6 +293,24 @@ impl Node {
             }
             if transmits >= TRANSMITS || events >= EVENTS {
                 return true;
+            }
+        }
+    }
+
+    /// Sends what the buffer holds from `offset` on. Returns `false` when the
+    /// socket is full.
+    fn send(&mut self, batch: Transmit, mut offset: usize, now: Time) -> bool {
+        loop {
+            match self.udp.send(batch, &self.buffer, offset) {
+                Sent::All => return true,
+                Sent::Blocked(offset) => {
+                    self.blocked = Some((batch, offset));
+                    return false;
+                }
+                Sent::TooLarge { len, offset: next } => {
+                    self.hub.core.handle(Input::TooLarge { to: batch.to, len }, now);
+                    offset = next;
+                }
             }
         }
     }

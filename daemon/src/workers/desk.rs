@@ -21,8 +21,13 @@ use crate::node::render_info;
 const FIRST: usize = 0;
 /// What a client gets through the router. What needs memory or descriptors
 /// shared with a single loop is not among it.
-const FEATURES: Features =
-    Features(Features::TAGGED.0 | Features::CREDIT.0 | Features::HALF_CLOSE.0 | Features::CODES.0);
+const FEATURES: Features = Features(
+    Features::TAGGED.0
+        | Features::CREDIT.0
+        | Features::HALF_CLOSE.0
+        | Features::CODES.0
+        | Features::CONGESTION.0,
+);
 
 /// Info answers that a client waits for; one beyond it is refused. Each worker's
 /// is held, up to 1 MiB, until all have answered.
@@ -111,7 +116,10 @@ impl Desk {
                 | Command::Close { connection }
                 | Command::Credit { connection, .. }
                 | Command::Shutdown { connection }
-                | Command::Set { connection, .. },
+                | Command::Set { connection, .. }
+                | Command::LaneTake { connection }
+                | Command::LaneBegin { connection }
+                | Command::LaneKick { connection },
             ) => Step::Pass(self.spread.of_connection(connection)),
             Ok(Command::SendDatagram { to, .. }) => {
                 Step::Pass(self.spread.of_node(to.address.node))

@@ -36,6 +36,9 @@ pub struct LoopPlan {
     pub data_exchange: Option<DataExchange>,
     /// Clients served at once.
     pub max_clients: usize,
+    /// Lanes of all clients at once. Several workers offer none: a client
+    /// speaks to them through the router.
+    pub max_lanes: usize,
 }
 
 /// What one loop has for itself.
@@ -80,6 +83,7 @@ impl LoopPlan {
             }),
             services,
             max_clients: self.max_clients,
+            max_lanes: if spread.workers() == 1 { self.max_lanes } else { 0 },
         })
     }
 }
@@ -93,6 +97,7 @@ fn share(all: &Config, spread: Spread, worker: usize) -> Config {
         max_streams: all.max_streams.div_ceil(workers),
         max_streams_per_port: all.max_streams_per_port.div_ceil(workers),
         max_peers: all.max_peers.div_ceil(workers),
+        buffer_memory: all.buffer_memory.div_ceil(workers),
         syn_rate: all.syn_rate.div_ceil(step),
         stream_numbers: StreamNumbers { step, rest: u32::try_from(worker).unwrap_or_default() },
         ..all.clone()
@@ -111,9 +116,10 @@ mod tests {
 
     #[test]
     fn limits_of_the_daemon_are_divided_and_those_of_a_peer_are_not() {
-        let all = Config { max_streams: 101, syn_rate: 100, ..Config::default() };
+        let all =
+            Config { max_streams: 101, syn_rate: 100, buffer_memory: 900, ..Config::default() };
         let third = share(&all, Spread::over(3), 2);
-        assert_eq!((third.max_streams, third.syn_rate), (34, 34));
+        assert_eq!((third.max_streams, third.syn_rate, third.buffer_memory), (34, 34, 300));
         assert_eq!(third.syn_rate_per_node, all.syn_rate_per_node);
         assert_eq!(third.stream_numbers, StreamNumbers { step: 3, rest: 2 });
     }

@@ -310,6 +310,38 @@ async fn bench_for_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bench_with_another_congestion_control() {
+    let daemon = MockDaemon::start(Behaviour::default());
+    let (home, socket) = (daemon.dir(), daemon.socket());
+    let path = home.join("bench.svg");
+    let file = path.to_str().expect("UTF-8");
+    let user = User::new(home, &socket);
+    let error = user.run(&["bench", "2", "--congestion", "vegas"]).await.error();
+    assert_eq!(
+        (&error["code"], &error["message"]),
+        (
+            &json!("invalid_argument"),
+            &json!("--congestion is \"vegas\", expected cubic, newreno or bbr")
+        )
+    );
+    user.run(&["bench", "2", "1", "--congestion", "bbr", "--plot", file]).await.data();
+    let svg = std::fs::read_to_string(&path).expect("the plot");
+    assert!(svg.contains("congestion control bbr"), "{svg}");
+    // A daemon that does not know the setting.
+    for behaviour in
+        [Behaviour { features: Features(15), ..Behaviour::default() }, Behaviour::published()]
+    {
+        let daemon = MockDaemon::start(behaviour);
+        let (home, socket) = (daemon.dir(), daemon.socket());
+        let user = User::new(home, &socket);
+        let error = user.run(&["bench", "2", "--congestion=bbr"]).await.error();
+        let message = error["message"].as_str().expect("text");
+        assert!(message.starts_with("--congestion bbr: daemon: "), "{error}");
+        assert!(error["hint"].as_str().expect("text").contains("--congestion"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bench_draws_and_replaces_nothing_unasked() {
     let daemon = MockDaemon::start(Behaviour::default());
     let (home, socket) = (daemon.dir(), daemon.socket());

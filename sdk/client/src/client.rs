@@ -1,6 +1,6 @@
 //! The handle an agent holds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
@@ -73,6 +73,8 @@ impl Client {
                     link: reader_link,
                     guard,
                     conns: HashMap::new(),
+                    lanes_due: 0,
+                    files: VecDeque::new(),
                 };
                 reader.run().await;
             }

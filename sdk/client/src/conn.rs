@@ -2,10 +2,12 @@
 //! that wait for the application, and the credit to send.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::io::IoSlice;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes, BytesMut};
+use pilot_lane::{Consumer, Direction, LaneFault, Memory, Producer};
 use pilot_wire::SocketAddress;
 use tokio::io::ReadBuf;
 
@@ -19,6 +21,8 @@ use crate::lock;
 const SMALL: usize = 16 * 1024;
 /// Size at which a buffer of small data is not extended further.
 const SMALL_BUFFER: usize = 64 * 1024;
+/// Most bytes of a chunk that is taken out of a lane.
+const LANE_CHUNK: usize = 64 * 1024;
 
 /// One connection.
 pub(crate) struct Conn {
@@ -36,7 +40,9 @@ struct Receive {
     queued: usize,
     /// Bytes the application has read and the daemon has not been told of.
     consumed: usize,
-    /// What follows the queue.
+    /// What follows the queue, if the daemon shares memory.
+    lane: Option<Consumer>,
+    /// What follows the queue and the lane.
     end: Option<Result<(), Error>>,
     waker: Option<Waker>,
     /// The reader, when it waits for this queue to drain.
@@ -47,10 +53,20 @@ struct Receive {
     abandoned: bool,
 }
 
-/// Data taken out, and the credit to return to the daemon if it is time to.
+/// What the daemon is to be told after data was taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owed {
+    Nothing,
+    /// So many bytes more may be sent.
+    Credit(u32),
+    /// There is room in the lane again.
+    Kick,
+}
+
+/// Data taken out, and what is owed for it.
 pub(crate) struct Taken {
     pub(crate) data: Bytes,
-    pub(crate) grant: Option<u32>,
+    pub(crate) owed: Owed,
 }
 
 enum Chunk {
@@ -60,9 +76,20 @@ enum Chunk {
 
 struct Send {
     credit: u64,
+    lane: SendLane,
     waker: Option<Waker>,
     /// Why nothing can be sent any more.
     end: Option<Error>,
+}
+
+/// Where written bytes go.
+enum SendLane {
+    /// Into the socket.
+    No,
+    /// Into the lane, after the daemon has been told.
+    Attached(Producer),
+    /// Into the lane.
+    Begun(Producer),
 }
 
 impl Conn {
@@ -72,7 +99,7 @@ impl Conn {
             remote,
             window,
             receive: Mutex::default(),
-            send: Mutex::new(Send { credit, waker: None, end: None }),
+            send: Mutex::new(Send { credit, lane: SendLane::No, waker: None, end: None }),
         }
     }
 
@@ -147,6 +174,25 @@ impl Conn {
         }
     }
 
+    /// The daemon shares memory: data comes through it from here on.
+    pub(crate) fn attach(&self, memory: Memory) {
+        let memory = Arc::new(memory);
+        let mut r = lock(&self.receive);
+        if !r.abandoned {
+            r.lane = Some(Consumer::new(Arc::clone(&memory), Direction::Down));
+        }
+        drop(r);
+        lock(&self.send).lane = SendLane::Attached(Producer::new(memory, Direction::Up));
+        self.kicked();
+    }
+
+    /// Something has moved in the lane.
+    pub(crate) fn kicked(&self) {
+        let reader = lock(&self.receive).waker.take();
+        let writer = lock(&self.send).waker.take();
+        reader.into_iter().chain(writer).for_each(Waker::wake);
+    }
+
     /// What follows the received data; the first word counts.
     pub(crate) fn end_receive(&self, end: Result<(), Error>) {
         let mut r = lock(&self.receive);
@@ -176,16 +222,23 @@ impl Conn {
 
     // ---- the stream's side ----
 
-    /// Moves received bytes into `buf`. Gives the credit to return to the
-    /// daemon, if it is time to; with an untouched `buf` the data has ended.
+    /// Moves received bytes into `buf`. Gives what is owed to the daemon for it;
+    /// with an untouched `buf` the data has ended.
     pub(crate) fn poll_read(
         &self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
-    ) -> Poll<Result<Option<u32>, Error>> {
+    ) -> Poll<Result<Owed, Error>> {
         let mut r = lock(&self.receive);
         if r.queued == 0 {
-            return r.poll_end(cx).map_ok(|()| None);
+            let read = |lane: &mut Consumer| {
+                let n = lane.read(buf.initialize_unfilled())?;
+                buf.advance(n);
+                Ok((n > 0 || buf.remaining() == 0).then_some(()))
+            };
+            return r
+                .poll_lane(cx, read)
+                .map_ok(|read| read.map_or(Owed::Nothing, |((), owed)| owed));
         }
         let before = buf.remaining();
         while buf.remaining() > 0 {
@@ -209,10 +262,56 @@ impl Conn {
         let data = match r.queue.pop_front() {
             Some(Chunk::Slice(data)) => data,
             Some(Chunk::Small(data)) => data.freeze(),
-            None => return r.poll_end(cx).map_ok(|()| None),
+            None => {
+                let take = |lane: &mut Consumer| {
+                    let data = lane.take(LANE_CHUNK)?;
+                    Ok((!data.is_empty()).then(|| Bytes::from(data)))
+                };
+                return r
+                    .poll_lane(cx, take)
+                    .map_ok(|taken| taken.map(|(data, owed)| Taken { data, owed }));
+            }
         };
-        let grant = r.account(data.len(), self.window);
-        Poll::Ready(Ok(Some(Taken { data, grant })))
+        let owed = r.account(data.len(), self.window);
+        Poll::Ready(Ok(Some(Taken { data, owed })))
+    }
+
+    /// Writes into the lane; `None` when there is none. `begin` tells the daemon
+    /// that bytes come that way from then on. Ready with the bytes written and
+    /// whether the daemon is to be kicked.
+    pub(crate) fn poll_lane_write(
+        &self,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+        begin: impl FnOnce(),
+    ) -> Option<Poll<Result<(usize, bool), Error>>> {
+        let mut s = lock(&self.send);
+        if matches!(s.lane, SendLane::No) {
+            return None;
+        }
+        if let Some(error) = &s.end {
+            return Some(Poll::Ready(Err(error.clone())));
+        }
+        s.lane = match std::mem::replace(&mut s.lane, SendLane::No) {
+            SendLane::Attached(lane) => {
+                begin();
+                SendLane::Begun(lane)
+            }
+            other => other,
+        };
+        let SendLane::Begun(lane) = &mut s.lane else { return None };
+        Some(match write_all(lane, data) {
+            Ok(0) => {
+                s.wait(cx);
+                Poll::Pending
+            }
+            Ok(n) => Poll::Ready(Ok((n, lane.must_kick()))),
+            Err(fault) => {
+                let error = Error::protocol(format!("from the daemon: {fault}"));
+                s.end = Some(error.clone());
+                Poll::Ready(Err(error))
+            }
+        })
     }
 
     /// How many of `len` bytes may be sent now.
@@ -251,6 +350,7 @@ impl Conn {
         r.abandoned = true;
         r.queue.clear();
         r.spare = None;
+        r.lane = None;
         r.queued = 0;
         let reader = r.reader.take();
         drop(r);
@@ -261,6 +361,38 @@ impl Conn {
 }
 
 impl Receive {
+    /// Takes something out of the lane with `take`; `None` is the end of data.
+    fn poll_lane<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut(&mut Consumer) -> Result<Option<T>, LaneFault>,
+    ) -> Poll<Result<Option<(T, Owed)>, Error>> {
+        if let Some(lane) = &mut self.lane {
+            let mut look = || {
+                loop {
+                    if let Some(taken) = take(lane)? {
+                        let owed = if lane.must_kick() { Owed::Kick } else { Owed::Nothing };
+                        return Ok(Some((taken, owed)));
+                    }
+                    // Everything was in the ring before the end was told.
+                    if self.end.is_some() || lane.sleep()? {
+                        return Ok(None);
+                    }
+                }
+            };
+            match look() {
+                Ok(Some(taken)) => return Poll::Ready(Ok(Some(taken))),
+                Ok(None) => {}
+                Err(fault) => {
+                    let fault: LaneFault = fault;
+                    self.lane = None;
+                    self.end = Some(Err(Error::protocol(format!("from the daemon: {fault}"))));
+                }
+            }
+        }
+        self.poll_end(cx).map_ok(|()| None)
+    }
+
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         if let Some(end) = &self.end {
             return Poll::Ready(end.clone());
@@ -273,7 +405,7 @@ impl Receive {
 
     /// Counts `read` bytes as consumed and lets the reader go on. Credit is
     /// returned when half of the window has been consumed.
-    fn account(&mut self, read: usize, window: usize) -> Option<u32> {
+    fn account(&mut self, read: usize, window: usize) -> Owed {
         self.queued -= read;
         self.consumed += read;
         if self.queued < window / 2
@@ -281,10 +413,11 @@ impl Receive {
         {
             reader.wake();
         }
-        if self.consumed < window / 2 || self.end.is_some() {
-            return None;
+        if self.consumed < window / 2 || self.end.is_some() || self.lane.is_some() {
+            return Owed::Nothing;
         }
-        u32::try_from(std::mem::take(&mut self.consumed)).ok()
+        let consumed = std::mem::take(&mut self.consumed);
+        Owed::Credit(u32::try_from(consumed).unwrap_or(u32::MAX))
     }
 }
 
@@ -292,6 +425,23 @@ impl Send {
     fn wait(&mut self, cx: &mut Context<'_>) {
         if !self.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());
+        }
+    }
+}
+
+/// Writes what fits; 0 when the daemon will kick once there is room.
+fn write_all(lane: &mut Producer, data: &[IoSlice<'_>]) -> Result<usize, LaneFault> {
+    loop {
+        let mut written = 0;
+        for slice in data {
+            let n = lane.write(slice)?;
+            written += n;
+            if n < slice.len() {
+                break;
+            }
+        }
+        if written > 0 || lane.wait()? {
+            return Ok(written);
         }
     }
 }

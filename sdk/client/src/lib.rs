@@ -30,6 +30,7 @@ mod client;
 mod conn;
 mod connect;
 mod datagram;
+mod descriptors;
 mod error;
 mod info;
 mod link;
@@ -47,6 +48,7 @@ pub use info::{
     ConnectionInfo, HandshakeStatus, Info, PeerInfo, PendingRequest, Resolved, TrustedNode,
 };
 pub use listener::Listener;
+pub use pilot_wire::ipc::Congestion;
 pub use pilot_wire::{Address, NodeId, SocketAddress};
 pub use stream::{ReadHalf, Stream, WriteHalf};
 pub use target::{Host, Target, TargetError};

@@ -4,8 +4,10 @@
 //! What the kernel does not take of a message that has begun is kept in one
 //! backlog, and no other data is accepted until it is gone; so the backlog is
 //! at most one message of data plus control messages, whose number is bounded
-//! by the streams that are open (one close, one shutdown and at most two
-//! credits each) and the requests outstanding.
+//! by the streams that are open (one close, one shutdown, at most two credits
+//! and two messages about a lane each) and the requests outstanding. Kicks of
+//! lanes come when the daemon asks for them; one that asks and does not read
+//! ends the link.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -26,6 +28,10 @@ use crate::request::Requests;
 
 /// Capacity the backlog keeps when it is empty.
 const KEPT_BACKLOG: usize = 128 * 1024;
+
+/// With so much waiting to go out, a kick more means that the daemon only asks
+/// for kicks and does not read them.
+const MAX_BEFORE_KICK: usize = 4 << 20;
 
 /// Everything about one socket but its read side, which the reader owns.
 pub(crate) struct Link {
@@ -168,6 +174,15 @@ impl Link {
             self.flush_wanted.notify_one();
         }
         out.mark()
+    }
+
+    /// Tells the daemon that something has moved in a lane.
+    pub(crate) fn kick(&self, connection: u32) {
+        if lock(&self.out).bytes.len() > MAX_BEFORE_KICK {
+            let text = "the daemon asks to be woken and does not read its socket";
+            return self.fail(Error::protocol(text.to_owned()));
+        }
+        self.control(&Command::LaneKick { connection });
     }
 
     /// Whether everything up to `mark` has left this process.

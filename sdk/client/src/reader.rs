@@ -3,10 +3,12 @@
 //! It owns the table of connections: a connection is entered while the
 //! message that announces it is handled, so data right behind it finds it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use bytes::{Buf, Bytes, BytesMut};
+use pilot_lane::Memory;
 use pilot_wire::SocketAddress;
 use pilot_wire::ipc::{Command, DATA_HEADER_LEN, Event, EventError, Features, split_message};
 use tokio::io::AsyncReadExt;
@@ -15,6 +17,7 @@ use tokio::net::unix::OwnedReadHalf;
 use crate::conn::{Conn, closed};
 use crate::connect::too_long;
 use crate::datagram::Datagram;
+use crate::descriptors;
 use crate::error::{Error, ErrorKind};
 use crate::link::{Guard, Link};
 use crate::listener::Listener;
@@ -37,6 +40,10 @@ pub(crate) struct Reader {
     /// Open connections. Bounded by what the daemon opens for this client,
     /// and on closing by the daemon's answer.
     pub(crate) conns: HashMap<u32, Arc<Conn>>,
+    /// Lanes asked for and not answered.
+    pub(crate) lanes_due: usize,
+    /// Descriptors that came and whose messages are still to be handled.
+    pub(crate) files: VecDeque<OwnedFd>,
 }
 
 /// What a message asks of the loop beyond what was done at once.
@@ -75,6 +82,10 @@ impl Reader {
     }
 
     async fn fill(&mut self) -> std::io::Result<usize> {
+        if self.lanes_due > 0 {
+            let (socket, most) = (self.socket.as_ref(), self.lanes_due);
+            return descriptors::read(socket, &mut self.buffer, &mut self.files, most).await;
+        }
         let needed = match self.buffer.first_chunk::<4>() {
             // Checked against the limit by `drain`.
             Some(len) => (u32::from_be_bytes(*len) as usize + 4).saturating_sub(self.buffer.len()),
@@ -168,6 +179,18 @@ impl Reader {
             Event::BindOk { .. } | Event::DialOk { .. } | Event::Json { .. } => {
                 self.untagged(&event);
             }
+            Event::LaneOffer { connection } => {
+                if pilot_lane::SUPPORTED && self.conns.contains_key(&connection) {
+                    self.lanes_due += 1;
+                    self.link.control(&Command::LaneTake { connection });
+                }
+            }
+            Event::Lane { connection, granted } => self.lane(connection, granted),
+            Event::LaneKick { connection } => {
+                if let Some(conn) = self.conns.get(&connection) {
+                    conn.kicked();
+                }
+            }
             Event::Receive { .. } | Event::HelloOk { .. } | Event::UnbindOk { .. } => {}
         }
         Ok(Next::Go)
@@ -198,6 +221,32 @@ impl Reader {
             self.buffer.advance(used);
         }
         if !credit && conn.is_full() { Next::WaitFor(Arc::clone(conn)) } else { Next::Go }
+    }
+
+    /// The answer to a lane asked for.
+    fn lane(&mut self, connection: u32, granted: bool) {
+        if self.lanes_due == 0 {
+            return;
+        }
+        self.lanes_due -= 1;
+        if !granted {
+            return;
+        }
+        let file = self.files.pop_front();
+        // It may have ended meanwhile.
+        let Some(conn) = self.conns.get(&connection) else { return };
+        let opened = match &file {
+            Some(file) => Memory::open(file).map_err(|e| e.to_string()),
+            None => Err("a lane came without its descriptor".to_owned()),
+        };
+        match opened {
+            Ok(memory) => conn.attach(memory),
+            Err(text) => {
+                conn.fail(&Error::protocol(format!("from the daemon: {text}")));
+                self.conns.remove(&connection);
+                self.link.control(&Command::Close { connection });
+            }
+        }
     }
 
     /// Enters a connection and makes its stream, unless the client is ending.

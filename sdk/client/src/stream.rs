@@ -8,11 +8,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use pilot_wire::SocketAddress;
-use pilot_wire::ipc::{Command, DATA_HEADER_LEN, Features, Setting, send_header};
+use pilot_wire::ipc::{Command, Congestion, DATA_HEADER_LEN, Features, Setting, send_header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop;
 
-use crate::conn::{Conn, closed};
+use crate::conn::{Conn, Owed, closed};
 use crate::error::{Error, ErrorKind};
 use crate::link::Guard;
 
@@ -69,9 +69,9 @@ impl Drop for End {
 impl End {
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let turn = ready!(coop::poll_proceed(cx));
-        let grant = ready!(self.conn.poll_read(cx, buf))?;
+        let owed = ready!(self.conn.poll_read(cx, buf))?;
         turn.made_progress();
-        self.grant(grant);
+        self.pay(owed);
         Poll::Ready(Ok(()))
     }
 
@@ -80,16 +80,20 @@ impl End {
         let chunk = ready!(self.conn.poll_chunk(cx))?;
         turn.made_progress();
         Poll::Ready(Ok(chunk.map(|taken| {
-            self.grant(taken.grant);
+            self.pay(taken.owed);
             taken.data
         })))
     }
 
-    fn grant(&self, grant: Option<u32>) {
-        if let Some(bytes) = grant
-            && self.guard.link.grants.has(Features::CREDIT)
-        {
-            self.guard.link.control(&Command::Credit { connection: self.conn.id, bytes });
+    fn pay(&self, owed: Owed) {
+        let link = &self.guard.link;
+        let connection = self.conn.id;
+        match owed {
+            Owed::Credit(bytes) if link.grants.has(Features::CREDIT) => {
+                link.control(&Command::Credit { connection, bytes });
+            }
+            Owed::Kick => link.kick(connection),
+            Owed::Nothing | Owed::Credit(_) => {}
         }
     }
 
@@ -101,6 +105,19 @@ impl End {
         let wanted: usize = data.iter().map(|slice| slice.len()).sum();
         if wanted == 0 {
             return Poll::Ready(Ok(0));
+        }
+        let connection = self.conn.id;
+        let link = &self.guard.link;
+        let begin = || {
+            link.control(&Command::LaneBegin { connection });
+        };
+        if let Some(written) = self.conn.poll_lane_write(cx, data, begin) {
+            let (len, kick) = ready!(written)?;
+            if kick {
+                link.kick(connection);
+            }
+            turn.made_progress();
+            return Poll::Ready(Ok(len));
         }
         let mut left = ready!(self.conn.poll_credit(cx, wanted.min(MAX_DATA)))?;
         // The header needs the length before the slices are known to fit.
@@ -164,14 +181,27 @@ impl End {
     }
 
     fn set_no_delay(&self, on: bool) -> Result<(), Error> {
-        let link = &self.guard.link;
-        if !link.grants.hello {
+        if !self.guard.link.grants.hello {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "the daemon cannot change how small writes are gathered",
             ));
         }
-        let setting = Setting::NoDelay(on);
+        self.set(Setting::NoDelay(on))
+    }
+
+    fn set_congestion(&self, congestion: Congestion) -> Result<(), Error> {
+        if !self.guard.link.grants.has(Features::CONGESTION) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the daemon cannot change the congestion control of a connection",
+            ));
+        }
+        self.set(Setting::Congestion(congestion))
+    }
+
+    fn set(&self, setting: Setting) -> Result<(), Error> {
+        let link = &self.guard.link;
         link.control(&Command::Set { connection: self.conn.id, setting });
         link.error().map_or(Ok(()), Err)
     }
@@ -208,6 +238,16 @@ impl Stream {
     /// When the daemon knows only the published protocol, or has gone.
     pub fn set_no_delay(&self, on: bool) -> Result<(), Error> {
         self.end.set_no_delay(on)
+    }
+
+    /// How this end shares a bottleneck from now on; the new controller starts
+    /// with its initial window. Without it the daemon's own setting holds.
+    ///
+    /// # Errors
+    /// When the daemon did not grant [`Features::CONGESTION`] (it is older, or
+    /// it was not asked for), or has gone.
+    pub fn set_congestion(&self, congestion: Congestion) -> Result<(), Error> {
+        self.end.set_congestion(congestion)
     }
 
     /// The next received bytes without copying them; `None` at the end.

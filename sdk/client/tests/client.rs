@@ -5,7 +5,7 @@ mod mock;
 use std::time::Duration;
 
 use mock::{Behaviour, MockDaemon};
-use pilot_sdk::{Client, ErrorKind, Options, Stream};
+use pilot_sdk::{Client, Congestion, ErrorKind, Options, Stream};
 use pilot_wire::ipc::{ErrorCode, Event, Features};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -341,11 +341,18 @@ async fn settings_and_typed_answers() {
     let client = client(&daemon).await;
     let stream = client.dial("2:7").await.expect("dial");
     stream.set_no_delay(true).expect("set");
+    let other = client.dial("2:7").await.expect("dial");
+    stream.set_congestion(Congestion::Bbr).expect("set");
     let info = client.info().await.expect("info");
     assert_eq!(info.node_id.0, 1);
     assert_eq!(info.extra["version"], "mock", "unknown keys are kept");
     assert_eq!(info.conn_list[0].id, stream.id());
     assert_eq!(info.conn_list[0].extra["no_delay"], true);
+    assert_eq!(info.conn_list[0].congestion, "bbr");
+    assert_eq!(
+        (info.conn_list[1].id, info.conn_list[1].congestion.as_str()),
+        (other.id(), "cubic")
+    );
     assert_eq!(info.peer_list[0].extra["relay"], false);
     assert_eq!(client.info_json().await.expect("info")["uptime_secs"], 61);
     assert_eq!(client.resolve("agent-b").await.expect("resolve").node_id.0, 2);
@@ -396,6 +403,8 @@ async fn published_daemon() {
     assert_eq!(client.features(), Features::default());
     let (mut a, mut b) = join(&client, 1000).await;
     assert_eq!(a.set_no_delay(true).expect_err("unknown there").kind(), ErrorKind::Unsupported);
+    let error = a.set_congestion(Congestion::Bbr).expect_err("unknown there");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
     // A reader that is behind stops the whole socket, and nothing is lost.
     let data = pattern(2_000_000);
     let sent = data.clone();

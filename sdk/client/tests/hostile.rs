@@ -290,3 +290,154 @@ async fn thousands_of_mutations_end_in_answers_or_errors() {
         within(&format!("seed {seed}"), all).await;
     }
 }
+
+/// A daemon that offers a lane and answers with `file`, or grants without one.
+#[cfg(target_os = "linux")]
+async fn lane_from(file: Option<std::os::fd::OwnedFd>) -> (Client, pilot_sdk::Stream, UnixStream) {
+    use std::os::fd::AsFd;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+    let daemon = Daemon::new();
+    let (client, mut socket) = daemon.connect().await;
+    let serve = async {
+        let tag = read_command(&mut socket).await.expect("tagged");
+        let mut burst = reply(tag, &Event::DialOk { connection: 5 });
+        burst.extend(encode(&Event::Receive { connection: 5, data: b"before " }));
+        burst.extend(encode(&Event::LaneOffer { connection: 5 }));
+        socket.write_all(&burst).await.expect("write");
+        let expected = {
+            let mut out = Vec::new();
+            Command::LaneTake { connection: 5 }.encode(&mut out);
+            out
+        };
+        let mut got = vec![0; expected.len()];
+        within("lane take", socket.read_exact(&mut got)).await.expect("read");
+        assert_eq!(got, expected);
+        let answer = encode(&Event::Lane { connection: 5, granted: true });
+        if let Some(file) = file {
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let files = [file.as_fd()];
+            control.push(SendAncillaryMessage::ScmRights(&files));
+            let slices = [std::io::IoSlice::new(&answer)];
+            rustix::net::sendmsg(&socket, &slices, &mut control, SendFlags::empty())
+                .expect("send the lane");
+        } else {
+            socket.write_all(&answer).await.expect("write");
+        }
+        socket
+    };
+    let (stream, socket) = tokio::join!(client.dial("2:1000"), serve);
+    (client, stream.expect("dial"), socket)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_lane_that_is_none_ends_its_stream_with_an_error() {
+    let unsealed = tempfile::tempfile().expect("temporary file");
+    let (pipe, _write) = std::io::pipe().expect("pipe");
+    for file in [None, Some(unsealed.into()), Some(pipe.into())] {
+        let (client, mut stream, mut socket) = lane_from(file).await;
+        let mut text = String::new();
+        let error = within("read", stream.read_to_string(&mut text)).await.expect_err("no lane");
+        assert!(error.to_string().contains("lane"), "{error}");
+        // The client itself goes on: it closes the stream and asks for another.
+        let mut rest = bytes::BytesMut::new();
+        let asked = async {
+            loop {
+                let commands = split_message(&rest).expect("length");
+                if let Some((body, used)) = commands {
+                    if let Command::Request { .. } = Command::parse(body).expect("a command") {
+                        return;
+                    }
+                    let _ = rest.split_to(used);
+                    continue;
+                }
+                assert_ne!(socket.read_buf(&mut rest).await.expect("read"), 0, "it is gone");
+            }
+        };
+        tokio::select! {
+            _ = client.dial("2:1") => panic!("nobody answers"),
+            () = within("another request", asked) => {}
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_lane_carries_both_ways_until_its_daemon_lies() {
+    use std::sync::Arc;
+
+    use pilot_lane::{Consumer, Direction, Memory, Producer};
+    use pilot_wire::ipc::lane::{CAPACITY, Index};
+
+    let (memory, file) = Memory::create().expect("lane");
+    let liar = rustix::io::dup(&file).expect("dup");
+    let memory = Arc::new(memory);
+    let mut down = Producer::new(Arc::clone(&memory), Direction::Down);
+    let mut up = Consumer::new(memory, Direction::Up);
+    let (_client, mut stream, mut socket) = lane_from(Some(file)).await;
+
+    assert_eq!(down.write(b"and through the lane"), Ok(20));
+    let mut text = [0; 27];
+    within("read", stream.read_exact(&mut text)).await.expect("read");
+    assert_eq!(&text, b"before and through the lane");
+
+    // The reader's sleep is told of, and a kick ends it.
+    let read = async {
+        let mut more = [0; 4];
+        within("read", stream.read_exact(&mut more)).await.expect("read");
+        more
+    };
+    let write = async {
+        tokio::task::yield_now().await;
+        assert_eq!(down.write(b"more"), Ok(4));
+        if down.must_kick() {
+            socket.write_all(&encode(&Event::LaneKick { connection: 5 })).await.expect("write");
+        }
+    };
+    let (more, ()) = tokio::join!(read, write);
+    assert_eq!(&more, b"more");
+
+    stream.write_all(b"upwards").await.expect("write");
+    let mut begin = Vec::new();
+    Command::LaneBegin { connection: 5 }.encode(&mut begin);
+    let mut got = vec![0; begin.len()];
+    within("begin", socket.read_exact(&mut got)).await.expect("read");
+    assert_eq!(got, begin);
+    assert_eq!(up.take(100).expect("sound"), b"upwards");
+
+    let lie = |direction: Direction, index: Index| {
+        let value = (CAPACITY * 2 + 9).to_ne_bytes();
+        rustix::io::pwrite(&liar, &value, direction.index(index) as u64).expect("lie");
+    };
+    lie(Direction::Down, Index::Head);
+    let error = within("read", stream.read(&mut [0; 10])).await.expect_err("a lie");
+    assert!(error.to_string().contains("lane"), "{error}");
+    lie(Direction::Up, Index::Tail);
+    let error = within("write", stream.write(b"x")).await.expect_err("a lie");
+    assert!(error.to_string().contains("lane"), "{error}");
+}
+
+#[tokio::test]
+async fn a_lane_nobody_asked_for_is_ignored() {
+    let daemon = Daemon::new();
+    let (client, mut socket) = daemon.connect().await;
+    let serve = async {
+        let tag = read_command(&mut socket).await.expect("tagged");
+        let mut burst = reply(tag, &Event::DialOk { connection: 5 });
+        burst.extend(encode(&Event::Lane { connection: 5, granted: true }));
+        burst.extend(encode(&Event::LaneKick { connection: 5 }));
+        burst.extend(encode(&Event::LaneKick { connection: 6 }));
+        burst.extend(encode(&Event::LaneOffer { connection: 6 }));
+        burst.extend(encode(&Event::Receive { connection: 5, data: b"as before" }));
+        burst.extend(encode(&Event::End { connection: 5 }));
+        socket.write_all(&burst).await.expect("write");
+        socket
+    };
+    let (stream, _socket) = tokio::join!(client.dial("2:1000"), serve);
+    let mut text = String::new();
+    within("read", stream.expect("dial").read_to_string(&mut text)).await.expect("read");
+    assert_eq!(text, "as before");
+}

@@ -7,9 +7,12 @@
 
 mod command;
 mod event;
+pub mod lane;
+mod setting;
 
-pub use command::{Command, CommandError, Handshake, Setting};
+pub use command::{Command, CommandError, Handshake};
 pub use event::{Event, EventError, json};
+pub use setting::{Congestion, Setting, UnknownCongestion};
 
 use crate::address::SocketAddress;
 
@@ -39,8 +42,12 @@ impl Features {
     pub const HALF_CLOSE: Self = Self(4);
     /// [`Event::Error`] carries codes other than 1.
     pub const CODES: Self = Self(8);
+    /// Bulk streams may leave the socket for shared memory ([`lane`]).
+    pub const LANE: Self = Self(16);
+    /// [`Setting::Congestion`] is understood.
+    pub const CONGESTION: Self = Self(32);
     /// Everything this version knows.
-    pub const ALL: Self = Self(15);
+    pub const ALL: Self = Self(63);
 
     /// Whether all of `other` is in here.
     pub const fn contains(self, other: Self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use pilot_wire::ipc::{Command, ErrorCode, Event, Features, Handshake, Setting};
+use pilot_wire::ipc::{Command, Congestion, ErrorCode, Event, Features, Handshake, Setting};
 use pilot_wire::options::{MAX_ENCODED_LEN, Options};
 use pilot_wire::packet::{COMPACT_LEN, Flags, HEADER_LEN, Header, Packet, Protocol};
 use pilot_wire::sack::{self, Block, Blocks, MAX_BLOCKS, MAX_PUBLISHED_BLOCKS};
@@ -67,6 +67,7 @@ fn commands<'a>(
 ) -> Vec<Command<'a>> {
     let node = NodeId(n);
     let flag = n % 2 == 1;
+    let congestion = Congestion::ALL[n as usize % Congestion::ALL.len()];
     let mut all = vec![
         Command::Bind { port },
         Command::Dial { to },
@@ -92,6 +93,10 @@ fn commands<'a>(
         Command::Shutdown { connection: n },
         Command::Unbind { port },
         Command::Set { connection: n, setting: Setting::NoDelay(flag) },
+        Command::LaneTake { connection: n },
+        Command::LaneBegin { connection: n },
+        Command::LaneKick { connection: n },
+        Command::Set { connection: n, setting: Setting::Congestion(congestion) },
     ];
     if !text.is_empty() {
         all.push(Command::ResolveHostname(text));
@@ -121,6 +126,9 @@ fn events<'a>(
         Event::End { connection: n },
         Event::Reset { connection: n, code: ErrorCode(port), text },
         Event::UnbindOk { port },
+        Event::LaneOffer { connection: n },
+        Event::Lane { connection: n, granted: n % 2 == 1 },
+        Event::LaneKick { connection: n },
     ];
     all.extend(json.map(|code| Event::Json { code, body: data }));
     all

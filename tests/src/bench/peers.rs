@@ -20,7 +20,7 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     let stream = plan.wants(&["stream.oneway.vs_iroh", "peer.iroh.oneway", "peer.pilot.oneway"]);
     let latency = plan.wants(&["rtt.vs_iroh", "peer.iroh.rtt.p50", "peer.pilot.rtt.p50"]);
     if stream || latency {
-        let pair = Pair::start().await?;
+        let pair = Pair::start(plan).await?;
         let iroh = Iroh::start(&pair)?;
         if stream {
             oneway(plan, report, &pair, &iroh)?;

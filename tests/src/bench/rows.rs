@@ -28,6 +28,8 @@ pub(super) struct Plan {
     pub(super) quick: bool,
     /// Prefixes of the rows wanted; empty means all.
     pub(super) only: Vec<String>,
+    /// Settings of the daemons beside the lifted limits.
+    pub(super) settings: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -58,7 +60,7 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
         "datagram.rate",
     ];
     if plan.wants(&tunnel_rows) {
-        let pair = Pair::start().await?;
+        let pair = Pair::start(plan).await?;
         streams(plan, report, &pair)?;
         latency(plan, report, &pair)?;
         connections(plan, report, &pair)?;
@@ -94,10 +96,12 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) async fn start() -> Result<Self> {
+    pub(super) async fn start(plan: &Plan) -> Result<Self> {
         eprintln!("starting two daemons");
         let network = Network::start()?;
-        let (a, b) = network.pair_with(&harness::LIFTED).await?;
+        let own = plan.settings.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        let settings: Vec<_> = harness::LIFTED.into_iter().chain(own).collect();
+        let (a, b) = network.pair_with(&settings).await?;
         let target = format!("{}:{PORT}", b.address().await?);
         let socket = b.socket.to_str().context("socket path is not UTF-8")?;
         let folder = network.folder();
@@ -242,7 +246,7 @@ fn connections(plan: &Plan, report: &mut Report, pair: &Pair) -> Result<()> {
 async fn idle_connections(plan: &Plan, report: &mut Report) -> Result<()> {
     let count = plan.size(10_000);
     for _ in 0..RUNS {
-        let pair = Pair::start().await?;
+        let pair = Pair::start(plan).await?;
         // A first connection brings up what every later one shares.
         pair.pilot("dials", &[1, 1])?;
         let before = pair.resident()?;

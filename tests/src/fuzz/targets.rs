@@ -9,7 +9,7 @@ use pilot_wire::service::{data_exchange, handshake};
 use pilot_wire::tunnel::{self, Frame};
 use pilot_wire::{Address, SocketAddress, beacon};
 
-use super::{Target, core, corpus};
+use super::{Target, core, corpus, lane};
 
 /// Every target, in the order of the layers.
 pub fn all() -> Vec<Target> {
@@ -24,6 +24,7 @@ pub fn all() -> Vec<Target> {
         target("driver-command", commands_corpus, None, driver_command),
         target("driver-event", events_corpus, None, driver_event),
         target("driver-stream", driver_stream_corpus, None, driver_stream),
+        target("lane", lane::corpus, None, lane::rings),
         target("data-exchange", corpus::data_exchange, None, data_exchange_frame),
         target("handshake", corpus::handshakes, None, handshake_message),
         target("registry-stream", registry_stream_corpus, None, registry_stream),

@@ -215,14 +215,18 @@ impl Stream {
     }
 
     /// The retransmission timer fired: everything in flight is lost, and one
-    /// segment leaves. The window reacts once in an episode (protocol page
-    /// "Transport layer", section 6).
+    /// segment leaves. Window and timeout react once in an episode (protocol
+    /// page "Transport layer", section 6); once nothing at all is acknowledged,
+    /// the timeout doubles each time (RFC 6298, section 5.5), or repetitions
+    /// would keep in step with the key exchanges that they bring about.
     pub(super) fn time_out(&mut self, now: Time) {
         let in_flight = self.send.in_flight();
         let first = !self.recovery.by_timeout();
         self.congestion.on_timeout(in_flight, self.segment_guess(), first, now);
-        if first {
+        if first || self.ours.is_none() || self.timers.in_silence() {
             self.rtt.back_off();
+        }
+        if first {
             self.recovery.begin(self.send.next(), true);
         }
         self.stats.timeouts += 1;

@@ -195,6 +195,11 @@ impl Timers {
         self.timeouts > 0
     }
 
+    /// The timer has fired more than once without progress.
+    pub(super) fn in_silence(&self) -> bool {
+        self.timeouts >= SUSPECT_TIMEOUTS
+    }
+
     /// New data was acknowledged.
     pub(super) fn progress(&mut self, now: Time) {
         self.last_progress = now;

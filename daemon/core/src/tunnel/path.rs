@@ -1,24 +1,11 @@
-//! How datagrams reach one peer: directly or through the beacon, and how
-//! large they may be.
+//! How datagrams reach one peer: directly or through the beacon.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::time::Time;
+use crate::tunnel::mtu::Mtu;
 
-/// UDP payload that every path carries: 1280 bytes of IPv6 less its headers
-/// and eight bytes for UDP.
-pub(crate) const BASE_DATAGRAM: usize = 1232;
-/// What is tried on paths that seem to be wider, widest first: the largest UDP
-/// payload (loopback), jumbo frames, Ethernet; each less IP and UDP headers
-/// (IPv6 sizes).
-const CANDIDATES: [usize; 3] = [65_487, 8_952, 1_452];
-/// A probe unanswered for this long is lost.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
-/// Probes of one size before it is given up (RFC 8899, section 5.1.2).
-const MAX_PROBES: u8 = 3;
-/// After a black hole, wider datagrams are not tried for this long.
-const RAISE_TIMER: Duration = Duration::from_secs(60);
 /// A validation probe unanswered for this long is forgotten.
 const VALIDATION_TIMEOUT: Duration = Duration::from_secs(3);
 /// Direct traffic heard within this time keeps relayed frames from switching
@@ -78,7 +65,7 @@ impl Path {
     fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
         if self.endpoint != Some(endpoint) {
             self.endpoint = Some(endpoint);
-            self.mtu = Mtu::new(endpoint.ip().is_loopback(), now);
+            self.mtu = Mtu::direct(endpoint.ip(), now);
         }
     }
 
@@ -122,7 +109,7 @@ impl Path {
         self.relay = true;
         if changed {
             self.direct_tried = Some(now);
-            self.mtu = Mtu::new(false, now);
+            self.mtu = Mtu::relayed(now);
         }
         changed
     }
@@ -137,7 +124,7 @@ impl Path {
         let changed = self.endpoint != Some(from) || self.relay;
         self.set_endpoint(from, now);
         if self.relay {
-            self.mtu = Mtu::new(from.ip().is_loopback(), now);
+            self.mtu = Mtu::direct(from.ip(), now);
         }
         self.relay = false;
         self.direct_heard = Some(now);
@@ -164,97 +151,6 @@ impl Path {
         let token = token();
         self.candidate = Some(Candidate { address, token, sent: now });
         Some((address, token))
-    }
-}
-
-/// Search for the largest datagram (RFC 8899), reduced to few candidates.
-#[derive(Debug)]
-pub(crate) struct Mtu {
-    current: usize,
-    /// Index into [`CANDIDATES`] of the next size to try.
-    next: usize,
-    probe: Option<(u64, Time)>,
-    sent: u8,
-    hold_until: Time,
-}
-
-impl Default for Mtu {
-    fn default() -> Self {
-        Self::new(false, Time::ZERO)
-    }
-}
-
-impl Mtu {
-    fn new(loopback: bool, now: Time) -> Self {
-        let next = usize::from(!loopback);
-        Self { current: BASE_DATAGRAM, next, probe: None, sent: 0, hold_until: now }
-    }
-
-    /// Largest UDP payload known to pass, in bytes.
-    pub(crate) const fn current(&self) -> usize {
-        self.current
-    }
-
-    /// The size and token of a probe to send now.
-    pub(crate) fn poll(&mut self, token: impl FnOnce() -> u64, now: Time) -> Option<(usize, u64)> {
-        if now < self.hold_until {
-            return None;
-        }
-        if let Some((_, sent)) = self.probe {
-            if now.since(sent) < PROBE_TIMEOUT {
-                return None;
-            }
-            if self.sent >= MAX_PROBES {
-                self.next += 1;
-                self.sent = 0;
-            }
-        }
-        let size = CANDIDATES.get(self.next).copied().filter(|size| *size > self.current);
-        let Some(size) = size else {
-            self.probe = None;
-            return None;
-        };
-        // Repetitions keep the token: on a long path the answer to an earlier
-        // one counts as well.
-        let token = match self.probe {
-            Some((token, _)) if self.sent > 0 => token,
-            _ => token(),
-        };
-        self.probe = Some((token, now));
-        self.sent += 1;
-        Some((size, token))
-    }
-
-    /// When [`Mtu::poll`] is next worth calling.
-    pub(crate) fn deadline(&self) -> Option<Time> {
-        let more = CANDIDATES.get(self.next).is_some_and(|size| *size > self.current);
-        match self.probe {
-            Some((_, sent)) => Some(sent + PROBE_TIMEOUT),
-            // After a black hole the search starts again by itself.
-            None => more.then_some(self.hold_until),
-        }
-    }
-
-    /// A probe was answered. Returns whether the size grew.
-    pub(crate) fn acknowledged(&mut self, token: u64) -> bool {
-        if self.probe.is_none_or(|(t, _)| t != token) {
-            return false;
-        }
-        self.current = CANDIDATES.get(self.next).copied().unwrap_or(self.current);
-        self.probe = None;
-        // Candidates are tried widest first, so the first answer is the best.
-        self.next = CANDIDATES.len();
-        self.sent = 0;
-        true
-    }
-
-    /// Large datagrams stopped arriving. Returns whether the size shrank.
-    pub(crate) fn black_hole(&mut self, now: Time) -> bool {
-        if self.current == BASE_DATAGRAM {
-            return false;
-        }
-        *self = Self { hold_until: now + RAISE_TIMER, ..Self::new(false, now) };
-        true
     }
 }
 

@@ -66,6 +66,9 @@ struct Side {
     ended: bool,
     closed: Option<CloseReason>,
     abandoned: bool,
+    /// The stream before this one, with what was written to it and whether it
+    /// was shut: SYNs may overtake each other.
+    earlier: Option<(StreamId, usize, bool)>,
 }
 
 impl Side {
@@ -91,6 +94,7 @@ pub(crate) fn run_transfer(
         ended: false,
         closed: None,
         abandoned: false,
+        earlier: None,
     });
     let _ = world.nodes[1].core.listen(PORT);
     let target = Address::backbone(world.nodes[1].id).port(PORT);
@@ -158,6 +162,7 @@ fn pump(world: &mut World, i: usize, side: &mut Side, transfer: &Transfer) {
                 // A dial that was given up and repeated: the newest counts,
                 // unless data has flowed on the older one.
                 if side.received == 0 && !side.done() {
+                    side.earlier = side.stream.map(|s| (s, side.sent, side.shut));
                     side.stream = Some(stream);
                     side.sent = 0;
                     side.shut = false;
@@ -175,10 +180,11 @@ fn pump(world: &mut World, i: usize, side: &mut Side, transfer: &Transfer) {
             Event::Closed { stream, reason: CloseReason::Reset }
                 if i == 1 && Some(stream) == side.stream && side.received == 0 =>
             {
-                side.stream = None;
-                side.sent = 0;
-                side.shut = false;
-                side.abandoned = true;
+                let alive = core_streams(world, i);
+                let earlier = side.earlier.take().filter(|(s, ..)| alive.contains(s));
+                side.abandoned = earlier.is_none();
+                side.stream = earlier.map(|(stream, ..)| stream);
+                (side.sent, side.shut) = earlier.map_or((0, false), |(_, sent, shut)| (sent, shut));
             }
             Event::Closed { stream, reason } if Some(stream) == side.stream => {
                 side.closed = Some(reason);
@@ -221,6 +227,10 @@ fn pump(world: &mut World, i: usize, side: &mut Side, transfer: &Transfer) {
             }
         }
     }
+}
+
+fn core_streams(world: &World, i: usize) -> Vec<StreamId> {
+    world.nodes[i].core.streams().iter().map(|s| s.id).collect()
 }
 
 /// Opens one stream from node 0 to node 1.

@@ -34,6 +34,7 @@ fn bad_link(rng: &mut StdRng) -> Link {
         delay: Duration::from_micros(rng.random_range(50..150_000)),
         jitter: Duration::from_micros(rng.random_range(1..200_000)),
         mtu: [1232, 1452, 9000, 65_507][rng.random_range(0..4)],
+        refused_from: None,
         rate: [0, 0, 1_250_000][rng.random_range(0..3)],
         queue: 0,
     }
@@ -168,6 +169,45 @@ fn a_path_that_shrinks_does_not_stop_a_stream() {
     });
     assert_eq!(outcome, Outcome::Complete);
     assert!(world.now < Time::ZERO + Duration::from_secs(60), "{:?}", world.now);
+}
+
+#[test]
+fn a_path_that_shrinks_and_grows_again_is_followed() {
+    let link = Link { mtu: 1472, rate: 1_250_000, queue: 60_000, ..Link::clean() };
+    let mut world = World::new(11, link, &patient(), false);
+    let mut transfer = Transfer::random(&mut StdRng::seed_from_u64(11));
+    (transfer.bytes, transfer.piece, transfer.lazy) = ([150_000_000, 1000], 100_000, 0.0);
+    let after = |ms: u64| Time::ZERO + Duration::from_millis(ms);
+    let mut seen = [0; 3];
+    let outcome = run_transfer(&mut world, &transfer, &mut |world| {
+        let now = world.now;
+        world.link.mtu = if now > after(5_000) && now < after(30_000) { 1372 } else { 1472 };
+        let path = world.nodes[0].core.peers().first().map_or(0, |p| p.path_mtu);
+        let moments = [after(1_000), after(15_000), after(95_000)];
+        for (seen, at) in seen.iter_mut().zip(moments) {
+            if now >= at && *seen == 0 {
+                *seen = path;
+            }
+        }
+    });
+    assert_eq!(outcome, Outcome::Complete);
+    let [before, narrow, again] = seen;
+    assert!((before, again) == (1472, 1472), "{seen:?}");
+    assert!(narrow <= 1372 && narrow > 1372 - 16, "{seen:?}");
+}
+
+#[test]
+fn a_stream_survives_a_system_that_refuses_its_datagrams() {
+    let mut world = World::new(12, Link::clean(), &patient(), true);
+    let mut transfer = Transfer::random(&mut StdRng::seed_from_u64(12));
+    transfer.bytes = [20_000_000, 1000];
+    let outcome = run_transfer(&mut world, &transfer, &mut |world| {
+        if world.now > Time::ZERO + Duration::from_millis(300) {
+            world.link.refused_from = Some(1253);
+        }
+    });
+    assert_eq!(outcome, Outcome::Complete);
+    assert_eq!(world.nodes[0].core.peers()[0].path_mtu, 1252);
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub(crate) struct Link {
     pub(crate) jitter: Duration,
     /// Larger UDP payloads vanish.
     pub(crate) mtu: usize,
+    /// The system refuses UDP payloads of this size or larger, and says so.
+    pub(crate) refused_from: Option<usize>,
     /// Bytes per second; 0 is without limit.
     pub(crate) rate: u64,
     /// Bytes that wait for the link; more are dropped. 0 is without limit.
@@ -38,6 +40,7 @@ impl Link {
             delay: Duration::from_millis(10),
             jitter: Duration::ZERO,
             mtu: 65_507,
+            refused_from: None,
             rate: 0,
             queue: 0,
         }
@@ -146,6 +149,12 @@ impl World {
                 Output::Transmit(t) => {
                     assert!(t.segment > 0 && t.len == buffer.len());
                     for datagram in buffer.chunks(t.segment) {
+                        let len = datagram.len();
+                        if self.link.refused_from.is_some_and(|from| len >= from) {
+                            let refused = Input::TooLarge { to: t.to, len };
+                            self.nodes[i].core.handle(refused, self.now);
+                            continue;
+                        }
                         self.sent[i] += 1;
                         self.send(i, t.to, datagram);
                     }

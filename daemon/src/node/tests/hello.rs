@@ -1,12 +1,15 @@
 //! Clients that said hello: tags, credit, half-close, codes.
 
+use pilot_core::CongestionControl;
+use pilot_wire::ipc::{Congestion, Setting};
+
 use super::*;
 
 const CREDIT: u32 = 256 << 10;
 
 /// Sends within the credit; gives the connection's events that are not credit.
 async fn send_with_credit(client: &mut TestClient, connection: u32, data: &[u8]) -> Vec<Message> {
-    let mut credit = client.send_credit as usize;
+    let mut credit = client.first_credit as usize;
     let mut others = Vec::new();
     let mut rest = data;
     while !rest.is_empty() {
@@ -81,6 +84,57 @@ fn data_both_ways_with_credit_and_half_close() {
 }
 
 #[test]
+fn a_connection_gets_another_congestion_control_and_the_rest_keep_theirs() {
+    run_test(async {
+        let (a, b) = pair().await;
+        let (mut ca, mut other) = (a.hello_client(CREDIT).await, a.hello_client(CREDIT).await);
+        let changed = ca.dial(b.at(7)).await;
+        let kept = ca.dial(b.at(7)).await;
+        let foreign = other.dial(b.at(7)).await;
+        let set = |connection, congestion| {
+            let setting = Setting::Congestion(congestion);
+            Command::Set { connection, setting }
+        };
+        ca.tell(&set(changed, Congestion::NewReno)).await;
+        ca.tell(&set(changed, Congestion::Bbr)).await;
+        // Another client's connection, and none: without effect.
+        ca.tell(&set(foreign, Congestion::Bbr)).await;
+        ca.tell(&set(4242, Congestion::Bbr)).await;
+        // What is not known is refused, and the connection goes on.
+        let mut unknown = Vec::new();
+        set(changed, Congestion::Cubic).encode(&mut unknown);
+        *unknown.last_mut().unwrap() = 77;
+        ca.writer.writer.write_all(&unknown).await.unwrap();
+        let text = "set: unknown congestion control 77; 1 is cubic, 2 newreno, 3 bbr";
+        ca.hears(Event::Error { code: ErrorCode::INVALID_ARGUMENT, text }).await;
+        let info = a.info().await;
+        let of = |id: u32| {
+            let list = info["conn_list"].as_array().unwrap();
+            list.iter().find(|c| c["id"] == id).unwrap()["congestion"].clone()
+        };
+        assert_eq!(
+            (of(changed), of(kept), of(foreign)),
+            ("bbr".into(), "cubic".into(), "cubic".into())
+        );
+        let data = pattern(CREDIT as usize, 3);
+        send_with_credit(&mut ca, changed, &data).await;
+        assert_eq!(ca.receive(changed, data.len(), false).await, sha256(&data));
+    });
+}
+
+#[test]
+fn a_node_starts_its_connections_with_the_configured_congestion_control() {
+    run_test(async {
+        let config = Config { congestion: CongestionControl::Bbr, ..Config::default() };
+        let (a, b) = pair_with(config).await;
+        let mut ca = a.client().await;
+        ca.dial(b.at(7)).await;
+        assert_eq!(a.info().await["conn_list"][0]["congestion"], "bbr");
+        assert_eq!(b.info().await["conn_list"][0]["congestion"], "bbr");
+    });
+}
+
+#[test]
 fn no_more_is_passed_than_the_client_has_credit_for() {
     run_test(async {
         let (a, b) = pair().await;
@@ -109,7 +163,7 @@ fn more_than_the_credit_breaks_the_connection_and_says_why() {
         let config = Config { send_buffer: 128 << 10, ..Config::default() };
         let (a, b) = pair_with(config).await;
         let (mut ca, mut cb) = (a.hello_client(0).await, b.hello_client(0).await);
-        assert_eq!(ca.send_credit, 128 << 10);
+        assert_eq!(ca.send_credit, 64 << 10);
         cb.bind(1000).await;
         let ia = ca.dial(b.at(1000)).await;
         let ib = cb.accept(1000).await;
@@ -156,8 +210,11 @@ fn tagged_requests_overlap_and_errors_have_codes() {
             client.tell(&Command::Request { id, command: &body(&command) }).await;
         }
         let mut order = Vec::new();
-        for _ in requests {
+        while order.len() < requests.len() {
             let message = client.hear().await;
+            if matches!(message.event(), Event::Credit { .. }) {
+                continue;
+            }
             let Event::Reply { id, event } = message.event() else { panic!() };
             order.push(id);
             let event = Event::parse(event).unwrap();

@@ -1,6 +1,7 @@
 //! Clients and datagrams that are wrong, in thousands of seeded ways, against
 //! a running node; afterwards it still serves.
 
+use pilot_wire::ipc::{Congestion, Setting};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -24,7 +25,11 @@ fn sound(to: SocketAddress) -> Vec<Vec<u8>> {
         Command::Request { id: 5, command: &inner },
         Command::Credit { connection: 1, bytes: u32::MAX },
         Command::Shutdown { connection: 1 },
-        Command::Set { connection: 1, setting: pilot_wire::ipc::Setting::NoDelay(true) },
+        Command::LaneTake { connection: 1 },
+        Command::LaneBegin { connection: 1 },
+        Command::LaneKick { connection: 1 },
+        Command::Set { connection: 1, setting: Setting::NoDelay(true) },
+        Command::Set { connection: 1, setting: Setting::Congestion(Congestion::Bbr) },
     ];
     let encode = |command: &Command<'_>| {
         let mut bytes = Vec::new();

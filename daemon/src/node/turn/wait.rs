@@ -17,6 +17,24 @@ const ACCEPTS: usize = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 impl Node {
+    /// Until a turn has something to do.
+    pub(super) async fn wait(&mut self) {
+        let start = Instant::now();
+        if let Some(until) = self.spin.until(start) {
+            while Instant::now() < until {
+                if std::future::poll_fn(|cx| Poll::Ready(self.poll_wait(cx).is_ready())).await {
+                    return self.spin.waited(start.elapsed());
+                }
+                // Whoever is to answer may need this core.
+                std::thread::yield_now();
+                // The runtime asks the system what is ready.
+                tokio::task::yield_now().await;
+            }
+        }
+        std::future::poll_fn(|cx| self.poll_wait(cx)).await;
+        self.spin.waited(start.elapsed());
+    }
+
     /// Ready when a turn has something to do.
     pub(super) fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut ready = self.ready.register(cx.waker());

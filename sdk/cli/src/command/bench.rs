@@ -10,7 +10,7 @@ mod watch;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use pilot_sdk::{Address, Stream};
+use pilot_sdk::{Address, Congestion, Stream};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
@@ -29,11 +29,12 @@ use watch::Watch;
 
 pub(crate) const SPEC: Spec = Spec {
     name: "bench",
-    usage: "bench <address|hostname> [size_mb] [--duration <dur>] [--plot <file.svg>] [--timeout <dur>]",
+    usage: "bench <address|hostname> [size_mb] [--duration <dur>] [--congestion <name>] [--plot <file.svg>] [--timeout <dur>]",
     about: "Measure the throughput to a peer's echo port and back",
     returns: "target, sent_bytes, recv_bytes, send_duration_ms, total_duration_ms, send_mbps, total_mbps (MiB/s), retransmits, srtt_us, min_rtt_us (null if the daemon does not tell), samples (t_ms, sent, received, cwnd, srtt_us, retransmits); with --plot: plot",
     flags: &[
         Flag::value("duration", "dur", "send for so long, instead of size_mb"),
+        Flag::value("congestion", "name", "congestion control to send with: cubic, newreno or bbr"),
         Flag::value("plot", "file.svg", "draw throughput, congestion window and RTT over time"),
         Flag::switch("force", "let --plot replace a file"),
         Flag::value("timeout", "dur", "for everything, default 120s more than --duration"),
@@ -53,9 +54,16 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     let sending = if let Amount::Time(time) = amount { time } else { Duration::ZERO };
     let patience = args.duration("timeout", PATIENCE.saturating_add(sending))?;
     let file = plot_file(args)?;
+    let congestion = congestion(args)?;
     let client = cx.client().await?;
     let address = peer::resolve(cx, &client, args.at(0)?).await?;
     let stream = peer::dial(&client, address, PORT).await?;
+    if let Some(congestion) = congestion {
+        stream.set_congestion(congestion).map_err(|e| {
+            Failure::daemon(&format!("--congestion {congestion}"), &e)
+                .hint("restart the daemon in this version, or leave --congestion out")
+        })?;
+    }
     // A connection of its own, so that questions do not wait behind data.
     let mut watch = Watch::new(cx.client().await?, stream.id());
     let progress = Progress::new(amount);
@@ -183,6 +191,12 @@ fn amount(args: &Args) -> Result<Amount, Failure> {
     }
     // Within f64's exact integers, as checked above.
     Ok(Amount::Bytes((size_mb * MIB) as u64))
+}
+
+/// What `--congestion` names.
+fn congestion(args: &Args) -> Result<Option<Congestion>, Failure> {
+    let parsed = args.value("congestion").map(str::parse::<Congestion>).transpose();
+    parsed.map_err(|e| Failure::invalid(format!("--congestion {e}")))
 }
 
 /// The file of `--plot`, refused before anything is measured if it is there.

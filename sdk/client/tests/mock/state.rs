@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use pilot_wire::ipc::{Command, ErrorCode, Event, Features, Handshake, LENGTH_LEN, Setting, json};
+use pilot_wire::ipc::{
+    Command, Congestion, ErrorCode, Event, Features, Handshake, LENGTH_LEN, Setting, json,
+};
 use pilot_wire::{Address, NodeId, SocketAddress};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -64,6 +66,7 @@ pub struct Conn {
     /// End has been passed to the owner.
     ended: bool,
     no_delay: Option<bool>,
+    congestion: Congestion,
 }
 
 pub struct State {
@@ -146,9 +149,12 @@ impl State {
                 }
                 me.reply(tag, &Event::Closed { connection });
             }
-            Command::Set { connection, setting: Setting::NoDelay(on) } => {
+            Command::Set { connection, setting } => {
                 if let Some(conn) = self.conns.get_mut(&connection) {
-                    conn.no_delay = Some(on);
+                    match setting {
+                        Setting::NoDelay(on) => conn.no_delay = Some(on),
+                        Setting::Congestion(congestion) => conn.congestion = congestion,
+                    }
                 }
             }
             Command::SendDatagram { to, data } => {
@@ -216,6 +222,7 @@ impl State {
             shut: false,
             ended: false,
             no_delay: None,
+            congestion: Congestion::default(),
         };
         self.conns.insert(id, conn);
     }
@@ -439,7 +446,7 @@ impl State {
                 json!({"id":id,"local_port":40000,"remote_addr":"0:0000.0000.0002",
                        "remote_port":7,"state":"ESTABLISHED","cong_win":65536,"in_flight":0,
                        "srtt_ms":1,"srtt_us":1250,"min_rtt_us":900,"path_mtu":1452,
-                       "congestion":"cubic","bytes_sent":10,"bytes_recv":10,"retransmits":0,
+                       "congestion":c.congestion.name(),"bytes_sent":10,"bytes_recv":10,"retransmits":0,
                        "no_delay":c.no_delay})
             })
             .collect();

@@ -1,6 +1,6 @@
 //! What a client says to the daemon.
 
-use super::{Features, put_message};
+use super::{Features, Setting, put_message};
 use crate::address::{Address, NodeId, SocketAddress};
 use crate::reader::Reader;
 
@@ -24,6 +24,9 @@ const CREDIT: u8 = 0x44;
 const SHUTDOWN: u8 = 0x45;
 const UNBIND: u8 = 0x48;
 const SET: u8 = 0x4B;
+const LANE_TAKE: u8 = 0x4D;
+const LANE_BEGIN: u8 = 0x4E;
+const LANE_KICK: u8 = 0x4F;
 
 /// A message from a client; data and text borrow from the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,13 +126,21 @@ pub enum Command<'a> {
         /// What to change.
         setting: Setting,
     },
-}
-
-/// A property of one connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Setting {
-    /// Send small writes at once instead of gathering them (Nagle off).
-    NoDelay(bool),
+    /// The client wants the lane it was offered. Answer: lane, which may refuse.
+    LaneTake {
+        /// Connection ID.
+        connection: u32,
+    },
+    /// What the client writes from here on comes through the lane.
+    LaneBegin {
+        /// Connection ID.
+        connection: u32,
+    },
+    /// The client has written to or read from a lane whose other side waits.
+    LaneKick {
+        /// Connection ID.
+        connection: u32,
+    },
 }
 
 /// Sub-commands of [`Command::Handshake`].
@@ -193,6 +204,9 @@ pub enum CommandError {
     /// No such connection property.
     #[error("set: unknown setting 0x{0:02X}")]
     UnknownSetting(u8),
+    /// No such congestion controller.
+    #[error("set: unknown congestion control {0}; 1 is cubic, 2 newreno, 3 bbr")]
+    UnknownCongestion(u32),
     /// The message has not even a command byte; it is to be ignored.
     #[error("empty message")]
     Empty,
@@ -261,10 +275,16 @@ impl<'a> Command<'a> {
             SET => {
                 let connection = r.u32().ok_or(missing("set", "conn_id"))?;
                 let (kind, value) = r.u8().zip(r.u32()).ok_or(missing("set", "setting"))?;
-                match kind {
-                    1 => Self::Set { connection, setting: Setting::NoDelay(value != 0) },
-                    other => return Err(CommandError::UnknownSetting(other)),
-                }
+                Self::Set { connection, setting: Setting::decode(kind, value)? }
+            }
+            LANE_TAKE => {
+                Self::LaneTake { connection: r.u32().ok_or(missing("lane take", "conn_id"))? }
+            }
+            LANE_BEGIN => {
+                Self::LaneBegin { connection: r.u32().ok_or(missing("lane begin", "conn_id"))? }
+            }
+            LANE_KICK => {
+                Self::LaneKick { connection: r.u32().ok_or(missing("lane kick", "conn_id"))? }
             }
             other => return Err(CommandError::Unknown(other)),
         })
@@ -318,13 +338,19 @@ impl<'a> Command<'a> {
             Self::Unbind { port } => put_message(out, UNBIND, |o| o.extend(port.to_be_bytes())),
             Self::Set { connection, setting } => put_message(out, SET, |o| {
                 o.extend(connection.to_be_bytes());
-                match setting {
-                    Setting::NoDelay(on) => {
-                        o.push(1);
-                        o.extend(u32::from(on).to_be_bytes());
-                    }
-                }
+                let (kind, value) = setting.encode();
+                o.push(kind);
+                o.extend(value.to_be_bytes());
             }),
+            Self::LaneTake { connection } => {
+                put_message(out, LANE_TAKE, |o| o.extend(connection.to_be_bytes()));
+            }
+            Self::LaneBegin { connection } => {
+                put_message(out, LANE_BEGIN, |o| o.extend(connection.to_be_bytes()));
+            }
+            Self::LaneKick { connection } => {
+                put_message(out, LANE_KICK, |o| o.extend(connection.to_be_bytes()));
+            }
         }
     }
 }

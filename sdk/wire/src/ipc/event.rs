@@ -18,6 +18,9 @@ const CREDIT: u8 = 0x44;
 const END: u8 = 0x46;
 const RESET: u8 = 0x47;
 const UNBIND_OK: u8 = 0x49;
+const LANE_OFFER: u8 = 0x4C;
+const LANE: u8 = 0x4D;
+const LANE_KICK: u8 = 0x4F;
 
 /// Codes of the JSON answers; the request's code is one less.
 pub mod json {
@@ -141,6 +144,25 @@ pub enum Event<'a> {
         /// Virtual port.
         port: u16,
     },
+    /// The connection carries much: the client may take a lane for it.
+    LaneOffer {
+        /// Connection ID.
+        connection: u32,
+    },
+    /// Answer to lane take. When granted, a descriptor of the lane's memory
+    /// comes with it (`SCM_RIGHTS`), and data for the client comes through the
+    /// lane from here on.
+    Lane {
+        /// Connection ID.
+        connection: u32,
+        /// Whether there is a lane.
+        granted: bool,
+    },
+    /// The daemon has written to or read from a lane whose other side waits.
+    LaneKick {
+        /// Connection ID.
+        connection: u32,
+    },
 }
 
 /// Why a message is not an event.
@@ -221,6 +243,12 @@ impl<'a> Event<'a> {
             Self::UnbindOk { port } => {
                 put_message(out, UNBIND_OK, |o| o.extend(port.to_be_bytes()));
             }
+            Self::LaneOffer { connection } => put_id(out, LANE_OFFER, connection),
+            Self::Lane { connection, granted } => put_message(out, LANE, |o| {
+                o.extend(connection.to_be_bytes());
+                o.push(u8::from(granted));
+            }),
+            Self::LaneKick { connection } => put_id(out, LANE_KICK, connection),
         }
     }
 }
@@ -263,6 +291,9 @@ fn parse_fields(code: u8, mut r: Reader<'_>) -> Option<Option<Event<'_>>> {
             text: std::str::from_utf8(r.rest()).ok()?,
         },
         UNBIND_OK => Event::UnbindOk { port: r.u16()? },
+        LANE_OFFER => Event::LaneOffer { connection: r.u32()? },
+        LANE => Event::Lane { connection: r.u32()?, granted: r.u8()? == 1 },
+        LANE_KICK => Event::LaneKick { connection: r.u32()? },
         _ => return Some(None),
     }))
 }

@@ -54,7 +54,8 @@ impl Node {
             }
             Ok(Frame::AuthKey(auth)) => self.auth_key(auth, from, path).await,
             Ok(Frame::Punch) => self.counters.punches_received += 1,
-            Err(_) => {}
+            // A published peer knows no compact frames and drops them.
+            Ok(Frame::Compact { .. }) | Err(_) => {}
         }
     }
 

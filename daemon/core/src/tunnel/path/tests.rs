@@ -1,4 +1,4 @@
-//! Where datagrams go, and how large they may be.
+//! Where datagrams go.
 
 use super::*;
 
@@ -54,34 +54,4 @@ fn relayed_frames_switch_a_silent_path_and_a_direct_answer_switches_back() {
     assert_eq!(path.retry_direct(|| 5, due), Some((address(1), 5)));
     assert!(path.validated(address(1), 5, due));
     assert_eq!(path.route(beacon), Some(Route::Direct(address(1))));
-}
-
-#[test]
-fn the_search_tries_wide_datagrams_first_and_gives_each_up() {
-    let mut mtu = Mtu::new(true, at(0));
-    let (mut sizes, mut now) = (Vec::new(), at(0));
-    for token in 0..100 {
-        if let Some((size, _)) = mtu.poll(|| token, now) {
-            sizes.push(size);
-        }
-        now = now + PROBE_TIMEOUT;
-    }
-    let expected: Vec<_> = CANDIDATES.iter().flat_map(|c| [*c; MAX_PROBES as usize]).collect();
-    assert_eq!(sizes, expected);
-    assert_eq!(mtu.current(), BASE_DATAGRAM);
-    assert_eq!(mtu.deadline(), None, "and then rests");
-}
-
-#[test]
-fn an_answered_probe_widens_and_a_black_hole_narrows() {
-    let mut mtu = Mtu::new(false, at(0));
-    let (size, token) = mtu.poll(|| 3, at(0)).expect("a probe");
-    assert!(!mtu.acknowledged(token + 1));
-    assert!(mtu.acknowledged(token));
-    assert_eq!(mtu.current(), size);
-    assert!(mtu.black_hole(at(100)));
-    assert_eq!(mtu.current(), BASE_DATAGRAM);
-    assert!(!mtu.black_hole(at(101)), "narrow already");
-    assert_eq!(mtu.poll(|| 4, at(200)), None, "not soon again");
-    assert!(mtu.poll(|| 4, at(100) + RAISE_TIMER).is_some());
 }
