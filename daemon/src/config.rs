@@ -62,6 +62,8 @@ pub struct Config {
     pub max_streams_per_port: usize,
     /// Streams in all.
     pub max_streams: usize,
+    /// Threads that peers are spread over.
+    pub workers: usize,
     /// Whether bulk streams may share memory with their clients.
     pub lanes: bool,
     /// How streams share a bottleneck unless their client says otherwise.
@@ -118,6 +120,7 @@ impl TryFrom<&RawConfig> for Config {
                 .unwrap_or(100),
             max_streams_per_port: raw.number("max-conns-per-port", 1024, MAX_STREAMS)?,
             max_streams: raw.number("max-conns-total", 4096, MAX_STREAMS)?,
+            workers: raw.number("workers", 1, crate::workers::MAX_WORKERS)?,
             lanes: !raw.flag("no-lanes")?,
             congestion: raw.congestion("congestion")?,
             echo: !raw.flag("no-echo")?,

@@ -2,7 +2,8 @@
 //!
 //! One task owns the protocol core and moves everything through it (`node`);
 //! the control plane (`control`) speaks to the registry, `trust` holds who may
-//! reach this node, `ipc` serves the agents of this machine.
+//! reach this node, `ipc` serves the agents of this machine. More than one such
+//! loop, peers spread over them, is the business of `workers`.
 
 pub mod config;
 pub mod control;
@@ -17,3 +18,4 @@ pub mod service;
 pub mod state;
 pub mod trust;
 pub mod udp;
+pub mod workers;

@@ -25,8 +25,9 @@ mod turn;
 pub(crate) use commands::controller;
 #[cfg(test)]
 pub(crate) use handle::Order;
-pub use handle::{DialFailure, NodeHandle, NodeInbox, channel};
+pub use handle::{DialFailure, NodeHandle, NodeInbox, channel, channels};
 pub use info::NodeFacts;
+pub(crate) use info::render as render_info;
 pub use plane::{Answer, ControlPlane, Plane, Refused, Request};
 pub use snapshot::{Snapshot, StreamTotals};
 pub use turn::{NodeParts, run};

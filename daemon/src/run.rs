@@ -5,11 +5,9 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use pilot_core::{Core, Input, Permission, Time};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
@@ -18,14 +16,14 @@ use tokio::task::{JoinSet, LocalSet};
 
 use crate::config::{Config, Invocation, LogFormat, PROGRAM, RawConfig};
 use crate::control::{self, Control, ControlHandle, ControlParts, ControlSettings, Member};
-use crate::identity::{Identity, random_bytes};
+use crate::identity::Identity;
 use crate::ipc::IpcListener;
 use crate::metrics::{Metrics, MetricsLimits};
-use crate::node::{self, ControlPlane, NodeHandle, NodeParts, controller};
-use crate::service::{DataExchange, DataExchangeLimits, Echo, Service};
+use crate::node::{self, NodeHandle, controller};
+use crate::service::{DataExchange, DataExchangeLimits};
 use crate::state::Store;
 use crate::trust::{self, Pins, TrustFile, TrustParts, TrustState};
-use crate::udp::Udp;
+use crate::workers::{self, LoopPlan, Spread};
 
 /// How long the ready line waits for the registry.
 const READY_LIMIT: Duration = Duration::from_secs(3);
@@ -78,43 +76,28 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // The socket first: a second daemon ends here and touches nothing.
     let listener = IpcListener::bind(&config.socket)?;
     let kept = open(&config)?;
-    let udp = Udp::bind(config.listen)?;
-    let listen = udp.local_addr().context("listen: the UDP socket has no address")?;
     let metrics = match config.metrics_listen {
         Some(address) => Some(Metrics::bind(address, MetricsLimits::default()).await?),
         None => None,
     };
-
-    let (node, node_inbox) = node::channel();
+    let (node, inboxes) = node::channels(Spread::over(config.workers));
     let (control_handle, control_inbox) = control::channel();
     let (trust_handle, trust_inbox) = trust::channel(control_handle.clone());
-    let core = make_core(&config, &kept)?;
-    let mut services: Vec<Rc<dyn Service>> = vec![trust_handle.service()];
-    if config.echo {
-        services.push(Rc::new(Echo));
-    }
-    if config.data_exchange {
-        let limits = DataExchangeLimits { max_bytes: config.max_received_bytes };
-        services.push(Rc::new(DataExchange::new(&config.data, limits)));
-    }
-    let public_key = kept.identity.public_key().to_string();
-    let parts = NodeParts {
-        core,
-        send_buffer: core_config(&config).send_buffer,
-        udp,
-        listener,
-        inbox: node_inbox,
-        plane: Rc::new(ControlPlane {
-            control: control_handle.clone(),
-            trust: trust_handle.clone(),
-            public_key,
-            identity: true,
+    let plan = LoopPlan {
+        config: core_config(&config),
+        identity: kept.identity.clone(),
+        trusted: kept.trust.trusted().keys().copied().collect(),
+        control: control_handle.clone(),
+        trust: trust_handle.clone(),
+        echo: config.echo,
+        data_exchange: config.data_exchange.then(|| {
+            let limits = DataExchangeLimits { max_bytes: config.max_received_bytes };
+            DataExchange::new(&config.data, limits)
         }),
-        services,
         max_clients: MAX_CLIENTS,
         max_lanes: if config.lanes { MAX_LANES } else { 0 },
     };
-    let mut node_loop = tokio::task::spawn_local(node::run(parts));
+    let (mut loops, listen) = workers::start(plan, config.listen, listener, &node, inboxes).await?;
 
     let member = Member::new(config.registry.clone(), kept.identity.clone());
     let pins = Pins::default();
@@ -153,19 +136,22 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let ended = tokio::select! {
         () = ready => tokio::select! {
             () = signals.next() => None,
-            ended = &mut node_loop => Some(ended),
+            ended = loops.ended() => Some(ended),
         },
         () = signals.next() => None,
-        ended = &mut node_loop => Some(ended),
+        ended = loops.ended() => Some(ended),
     };
     if let Some(ended) = ended {
-        ended.context("the loop ended badly")?;
+        ended?;
         anyhow::bail!("the loop ended without being asked to");
     }
+    loops.settle().await;
     shut_down(&node, &mut signals).await;
     // The loop has ended or had its time.
-    if tokio::time::timeout(Duration::from_secs(1), node_loop).await.is_err() {
-        tracing::warn!("the loop did not end in time");
+    match tokio::time::timeout(Duration::from_secs(1), loops.finish()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!("{error:#}"),
+        Err(_) => tracing::warn!("the loop did not end in time"),
     }
     finish(control, &kept.store).await;
     tasks.shutdown().await;
@@ -228,17 +214,6 @@ fn core_config(config: &Config) -> pilot_core::Config {
         congestion: controller(config.congestion),
         ..default
     }
-}
-
-/// The core, with every trusted peer permitted before anything can arrive.
-fn make_core(config: &Config, kept: &Kept) -> anyhow::Result<Core> {
-    let seed = random_bytes().map_err(anyhow::Error::msg).context("no random bytes")?;
-    let mut core = Core::new(core_config(config), kept.identity.signing_key().clone(), seed);
-    for node in kept.trust.trusted().keys() {
-        let permission = Permission::Trusted;
-        core.handle(Input::Permission { node: *node, permission }, Time::ZERO);
-    }
-    Ok(core)
 }
 
 fn control_settings(config: &Config, listen: SocketAddr) -> ControlSettings {

@@ -66,6 +66,19 @@ pub struct UdpCounters {
     pub offload_refused: u64,
 }
 
+impl UdpCounters {
+    fn add(&mut self, more: Self) {
+        let Self { sends, segments, too_large, send_errors, receive_errors, offload_refused } =
+            more;
+        self.sends += sends;
+        self.segments += segments;
+        self.too_large += too_large;
+        self.send_errors += send_errors;
+        self.receive_errors += receive_errors;
+        self.offload_refused += offload_refused;
+    }
+}
+
 /// The kernel's buffers of the socket, in bytes of payload and overhead as the
 /// system counts them for its limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -122,6 +135,18 @@ impl UdpStatus {
     pub fn offloads(&self, to: SocketAddr) -> bool {
         self.offload && !self.plain.contains(&to)
     }
+
+    /// Adds another socket of the same node: totals are summed, and of buffers
+    /// and offload what holds for both stays.
+    pub(crate) fn add(&mut self, more: &Self) {
+        self.counters.add(more.counters);
+        self.buffers.receive = self.buffers.receive.min(more.buffers.receive);
+        self.buffers.send = self.buffers.send.min(more.buffers.send);
+        self.offload &= more.offload;
+        if !more.plain.is_empty() {
+            Arc::make_mut(&mut self.plain).extend(more.plain.iter());
+        }
+    }
 }
 
 /// A bound, non-blocking UDP socket with its receive buffers.
@@ -162,7 +187,15 @@ impl Udp {
     /// # Errors
     /// When the address is taken or not ours, or the socket cannot be set up.
     pub fn bind(address: SocketAddr) -> Result<Self, UdpError> {
-        let socket = open(address).map_err(|source| UdpError::Bind { address, source })?;
+        let socket = open(address, false).map_err(|source| UdpError::Bind { address, source })?;
+        Self::from_socket(socket, address)
+    }
+
+    /// Takes a bound socket over, inside the runtime that is to serve it.
+    ///
+    /// # Errors
+    /// When it cannot be set up; `address` is what the error names.
+    pub(crate) fn from_socket(socket: Socket, address: SocketAddr) -> Result<Self, UdpError> {
         Self::prepare(socket).map_err(|source| UdpError::Prepare { address, source })
     }
 
@@ -361,12 +394,16 @@ impl Udp {
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<Socket> {
+/// Binds `address`, which several sockets may have if all are `shared`.
+pub(crate) fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if let SocketAddr::V6(v6) = address {
         socket.set_only_v6(!v6.ip().is_unspecified())?;
     }
     socket.set_nonblocking(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
     socket.bind(&address.into())?;
     Ok(socket)
 }

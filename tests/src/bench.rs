@@ -16,6 +16,7 @@ mod series;
 mod server;
 mod timed;
 mod transport;
+mod workers;
 
 use anyhow::{Result, bail, ensure};
 use report::Report;
@@ -95,6 +96,7 @@ fn role(args: &[&str], others: Others<'_>) -> Result<()> {
         match args {
             ["serve", rest @ ..] => server::run(rest, others).await,
             ["client", rest @ ..] => client::run(rest, others).await,
+            ["workers", rest @ ..] => workers::application(rest).await,
             ["registry", rest @ ..] => registry_load::run(rest).await,
             _ => bail!("unknown role {args:?}"),
         }

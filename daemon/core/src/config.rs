@@ -60,6 +60,39 @@ pub struct Config {
     pub congestion: CongestionControl,
     /// Whether small writes are gathered (Nagle) unless a stream opts out.
     pub nagle: bool,
+    /// Which numbers the handles of streams get.
+    pub stream_numbers: StreamNumbers,
+}
+
+/// Every `step`-th number, so that several cores of one node never give out
+/// the same: those that leave `rest` when divided by `step`, 0 never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamNumbers {
+    /// Distance between two numbers; at least 1.
+    pub step: u32,
+    /// Below `step`.
+    pub rest: u32,
+}
+
+impl Default for StreamNumbers {
+    fn default() -> Self {
+        Self { step: 1, rest: 0 }
+    }
+}
+
+impl StreamNumbers {
+    /// The smallest.
+    pub(crate) const fn first(self) -> u32 {
+        if self.rest == 0 { self.step } else { self.rest }
+    }
+
+    /// The one after `number`; after the largest comes the smallest.
+    pub(crate) const fn after(self, number: u32) -> u32 {
+        match number.checked_add(self.step) {
+            Some(next) => next,
+            None => self.first(),
+        }
+    }
 }
 
 impl Default for Config {
@@ -83,6 +116,27 @@ impl Default for Config {
             max_peers: 65_536,
             congestion: CongestionControl::default(),
             nagle: true,
+            stream_numbers: StreamNumbers::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stream_numbers_keep_their_rest_and_are_never_zero() {
+        for (step, rest) in [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (64, 63)] {
+            let numbers = StreamNumbers { step, rest };
+            let mut number = numbers.first();
+            for _ in 0..10 {
+                assert!(number != 0 && number % step == rest, "{number} of {numbers:?}");
+                number = numbers.after(number);
+            }
+            // The last one that fits 32 bits is followed by the first.
+            let last = (u32::MAX - step + 1..=u32::MAX).find(|n| n % step == rest);
+            assert_eq!(numbers.after(last.unwrap_or_default()), numbers.first(), "{numbers:?}");
         }
     }
 }

@@ -151,6 +151,7 @@ impl Core {
         let now = Time::ZERO;
         Self {
             ports: Ports::new(rng.random()),
+            next_stream: config.stream_numbers.first(),
             syns: Bucket::new(config.syn_rate, now),
             exchanges: Bucket::new(EXCHANGES_PER_SECOND, now),
             punches: Bucket::new(PUNCHES_PER_SECOND, now),
@@ -169,7 +170,6 @@ impl Core {
             keys: FxHashMap::default(),
             remains: FxHashMap::default(),
             remains_until: VecDeque::new(),
-            next_stream: 1,
             open_streams: 0,
             timers: Timers::default(),
             events: VecDeque::new(),
@@ -249,7 +249,7 @@ impl Core {
 
     pub(crate) fn next_id(&mut self) -> StreamId {
         let id = StreamId(self.next_stream);
-        self.next_stream = self.next_stream.wrapping_add(1).max(1);
+        self.next_stream = self.config.stream_numbers.after(self.next_stream);
         id
     }
 

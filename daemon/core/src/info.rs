@@ -184,6 +184,18 @@ impl Counters {
         self.refused[rule as usize]
     }
 
+    /// Adds the totals of another core.
+    pub fn add(&mut self, more: &Self) {
+        let Self { bytes_sent, bytes_recv, pkts_sent, pkts_recv, refused } = more;
+        self.bytes_sent += bytes_sent;
+        self.bytes_recv += bytes_recv;
+        self.pkts_sent += pkts_sent;
+        self.pkts_recv += pkts_recv;
+        for (sum, more) in self.refused.iter_mut().zip(refused) {
+            *sum += more;
+        }
+    }
+
     pub(crate) fn refuse(&mut self, rule: Refusal) {
         self.refused[rule as usize] += 1;
     }

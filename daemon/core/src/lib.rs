@@ -20,7 +20,7 @@ mod timer;
 mod transmit;
 mod tunnel;
 
-pub use config::{Config, CongestionControl};
+pub use config::{Config, CongestionControl, StreamNumbers};
 pub use core::{Core, DatagramError, DialError, ListenError, StreamError};
 pub use event::{
     CloseReason, DialFailure, Event, Input, Output, Permission, Read, Refusal, StreamId, Transmit,

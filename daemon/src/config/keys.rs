@@ -50,6 +50,7 @@ pub(super) const KEYS: &[Key] = &[
     value("syn-rate-per-node", "100", "new streams accepted per second from one node"),
     value("max-conns-per-port", "1024", "streams per listening port"),
     value("max-conns-total", "4096", "streams in all"),
+    value("workers", "1", "threads that peers are spread over, at most 64"),
     switch("no-lanes", "false", "share no memory with agents; all data goes through the socket"),
     value("congestion", "cubic", "congestion control of streams: cubic, newreno or bbr"),
     switch("no-echo", "false", "do not answer on port 7"),

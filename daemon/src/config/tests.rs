@@ -96,6 +96,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line() {
         ("owner: x\npublic: maybe\n", "public"),
         ("owner: x\nmax-conns-total: -1\n", "max-conns-total"),
         ("owner: x\nmax_conns_total: 1e9\n", "max-conns-total"),
+        ("owner: x\nworkers: 65\n", "workers"),
         ("owner: x\nregistry: nowhere\n", "registry"),
         ("owner: x\nlisten: a:b\n", "listen"),
         ("owner: x\nhostname: Not_A_Name\n", "hostname"),

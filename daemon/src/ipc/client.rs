@@ -13,8 +13,7 @@ use tokio::net::UnixStream;
 
 pub(crate) use super::inbox::{Inbox, Next};
 use super::outbox::Outbox;
-use super::replies::Replies;
-pub(crate) use super::replies::Tag;
+pub(crate) use super::replies::{Replies, Tag};
 use crate::node::ready::Notifier;
 
 /// Stream data is added only while less than this waits; what does not fit

@@ -140,7 +140,7 @@ fn streams(text: &mut Text, s: &Snapshot) {
     for (name, help, value) in sums {
         text.single(name, Gauge, help, value);
     }
-    if let Some(srtt) = totals.srtt {
+    if let Some(srtt) = totals.srtt() {
         let help = "Smoothed round-trip time that this share of streams does not exceed";
         text.family("pilot_streams_srtt_seconds", Gauge, help);
         for (share, time) in ["0.5", "0.9", "0.99", "1"].iter().zip(srtt) {

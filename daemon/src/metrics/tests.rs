@@ -52,7 +52,7 @@ fn snapshot(streams: usize) -> Snapshot {
         udp,
         streams: StreamTotals {
             states: BTreeMap::from([("ESTABLISHED", streams)]),
-            srtt: Some([1, 2, 3, 4].map(Duration::from_millis)),
+            srtts: [3, 1, 2].map(Duration::from_millis).to_vec(),
             ..StreamTotals::default()
         },
         busiest: (0..streams).map(|n| stream(u32::try_from(n).unwrap())).collect(),

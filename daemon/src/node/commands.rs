@@ -16,8 +16,6 @@ use crate::ipc::client::{COMMAND_BOUND, Client, Next};
 const COMMANDS: usize = 256;
 /// Bytes read from one client per turn, likewise.
 const READ_BYTES: usize = 2 << 20;
-/// Longest text of an `info` answer; a message has to hold it.
-const MAX_JSON: usize = pilot_wire::ipc::MAX_MESSAGE - 64;
 
 /// Code of the answer to dial, for the order of answers.
 const DIAL_OK: u8 = 0x04;
@@ -356,13 +354,10 @@ impl Hub {
         let uptime = self.started.elapsed().as_secs();
         let facts = self.plane.facts();
         let mut value = info::info(&self.core, &facts, uptime, &self.counters, &self.udp);
-        let mut text = value.to_string();
-        if text.len() > MAX_JSON {
-            // The lists are what grows; their counts stay.
-            value["conn_list"] = serde_json::json!([]);
-            value["peer_list"] = serde_json::json!([]);
-            text = value.to_string();
+        if let Some((worker, edge)) = self.edge {
+            info::of_worker(&mut value, worker, edge);
         }
+        let text = info::render(value);
         client.answer_now(tag, &Event::Json { code: json::INFO, body: text.as_bytes() });
     }
 }

@@ -18,6 +18,7 @@ use super::ready::{Notifier, ReadyList, Token};
 use crate::ipc::client::{Client, DATA_BOUND, Tag};
 use crate::service::{LocalStream, Outgoing, Service, StreamShared};
 use crate::udp::UdpStatus;
+use crate::workers::EdgeCounters;
 
 /// Bytes of one connection passed on before it is the next one's turn.
 const PASS: usize = 256 << 10;
@@ -65,6 +66,9 @@ pub(crate) struct Hub {
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) counters: LoopCounters,
     pub(crate) udp: UdpStatus,
+    /// Which worker this is and what came to its socket by mistake, when there
+    /// are several.
+    pub(crate) edge: Option<(usize, EdgeCounters)>,
     pub(crate) started: Instant,
     /// New dials and binds are refused.
     pub(crate) ending: bool,
@@ -97,6 +101,7 @@ impl Hub {
             ready: Arc::default(),
             counters: LoopCounters::default(),
             udp: UdpStatus::default(),
+            edge: None,
             started: Instant::now(),
             ending: false,
             notices: Vec::new(),

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::hub::LoopCounters;
 use crate::udp::UdpStatus;
+use crate::workers::EdgeCounters;
 
 /// What the control plane knows of this node.
 #[derive(Clone, Debug, Default)]
@@ -91,6 +92,33 @@ pub(crate) fn info(
             "buffer_shortfall": udp.buffers.shortfall(),
         },
     })
+}
+
+/// Longest text of the answer; a message has to hold it.
+const MAX_JSON: usize = pilot_wire::ipc::MAX_MESSAGE - 64;
+
+/// The text of an answer. When it does not fit a message its lists are left
+/// out: they are what grows, and their counts stay.
+pub(crate) fn render(mut value: Value) -> String {
+    let text = value.to_string();
+    if text.len() <= MAX_JSON {
+        return text;
+    }
+    value["conn_list"] = json!([]);
+    value["peer_list"] = json!([]);
+    value.to_string()
+}
+
+/// Adds what concerns one of several workers: which one each peer and
+/// connection belongs to, and what came to its socket by mistake.
+pub(crate) fn of_worker(value: &mut Value, worker: usize, edge: EdgeCounters) {
+    for list in ["peer_list", "conn_list"] {
+        for entry in value[list].as_array_mut().into_iter().flatten() {
+            entry["worker"] = json!(worker);
+        }
+    }
+    value["udp"]["strayed"] = json!(edge.strayed);
+    value["udp"]["strayed_dropped"] = json!(edge.strayed_dropped);
 }
 
 fn peer(peer: &pilot_core::PeerInfo, udp: &UdpStatus) -> Value {

@@ -49,9 +49,29 @@ pub struct StreamTotals {
     pub retransmits: u64,
     /// Retransmission timeouts.
     pub timeouts: u64,
-    /// Smoothed round-trip times below which a half, nine tenths, 99 of 100
-    /// and all of the streams that have one are.
-    pub srtt: Option<[Duration; 4]>,
+    /// Smoothed round-trip times of the streams that have one, in no order.
+    pub srtts: Vec<Duration>,
+}
+
+impl Snapshot {
+    /// Adds what another worker of the node has. Ports, clients and what the
+    /// control plane says are the same in every one; a peer or a stream is in
+    /// one only. At most `most` streams stay.
+    pub(super) fn add(&mut self, more: Self, most: usize) {
+        self.uptime = self.uptime.max(more.uptime);
+        self.registry_up &= more.registry_up;
+        for (sum, more) in self.peers.iter_mut().zip(more.peers) {
+            *sum += more;
+        }
+        self.ports = self.ports.max(more.ports);
+        self.clients = self.clients.max(more.clients);
+        self.datagrams_dropped += more.datagrams_dropped;
+        self.counters.add(&more.counters);
+        self.udp.add(&more.udp);
+        self.streams.add(more.streams);
+        self.busiest.extend(more.busiest);
+        self.busiest = busiest(std::mem::take(&mut self.busiest), most);
+    }
 }
 
 /// A snapshot with the details of at most `most` streams.
@@ -104,21 +124,40 @@ impl StreamTotals {
             totals.retransmits += s.retransmits;
             totals.timeouts += s.timeouts;
         }
-        let mut times: Vec<_> = streams.iter().map(|s| s.srtt).filter(|t| !t.is_zero()).collect();
+        totals.srtts = streams.iter().map(|s| s.srtt).filter(|t| !t.is_zero()).collect();
+        totals
+    }
+
+    fn add(&mut self, more: Self) {
+        for (state, count) in more.states {
+            *self.states.entry(state).or_default() += count;
+        }
+        self.in_flight += more.in_flight;
+        self.cong_win += more.cong_win;
+        self.retransmits += more.retransmits;
+        self.timeouts += more.timeouts;
+        self.srtts.extend(more.srtts);
+    }
+
+    /// Smoothed round-trip times below which a half, nine tenths, 99 of 100
+    /// and all of the streams that have one are.
+    pub fn srtt(&self) -> Option<[Duration; 4]> {
+        let mut times = self.srtts.clone();
         times.sort_unstable();
         // Nearest rank: the smallest with at least that share at or below it.
         let rank = |percent: usize| times[(times.len() * percent).div_ceil(100) - 1];
-        totals.srtt = (!times.is_empty()).then(|| [50, 90, 99, 100].map(rank));
-        totals
+        (!times.is_empty()).then(|| [50, 90, 99, 100].map(rank))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use pilot_core::StreamId;
+    use ed25519_dalek::SigningKey;
+    use pilot_core::{Config, StreamId};
     use pilot_wire::{Address, NodeId};
 
     use super::*;
+    use crate::udp::KernelBuffers;
 
     fn streams(count: u32) -> Vec<StreamInfo> {
         let remote = Address::backbone(NodeId(2)).port(7);
@@ -151,8 +190,47 @@ mod tests {
         assert_eq!(totals.states, BTreeMap::from([("ESTABLISHED", 51), ("TIME_WAIT", 50)]));
         assert_eq!(totals.in_flight, 1010);
         // Of 1 to 100 ms; the stream with 0 has none yet.
-        assert_eq!(totals.srtt, Some([50, 90, 99, 100].map(Duration::from_millis)));
-        assert_eq!(StreamTotals::of(&streams(1)).srtt, None);
+        assert_eq!(totals.srtt(), Some([50, 90, 99, 100].map(Duration::from_millis)));
+        assert_eq!(StreamTotals::of(&streams(1)).srtt(), None);
         assert_eq!(StreamTotals::of(&[]), StreamTotals::default());
+    }
+
+    #[test]
+    fn workers_add_up_to_the_node() {
+        let all = streams(101);
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let core = Core::new(Config::default(), key, [0; 32]);
+        let of = |streams: Vec<StreamInfo>, sends: u64, receive: usize| {
+            let mut counters = core.counters().clone();
+            counters.bytes_sent = sends * 10;
+            let mut udp = UdpStatus::default();
+            udp.counters.sends = sends;
+            udp.buffers = KernelBuffers { wanted: 9, receive, send: 9 };
+            Snapshot {
+                uptime: Duration::from_secs(sends),
+                registry_up: true,
+                peers: [3, 2, 1],
+                ports: 4,
+                clients: 5,
+                datagrams_dropped: sends,
+                counters,
+                udp,
+                streams: StreamTotals::of(&streams),
+                busiest: busiest(streams, 10),
+            }
+        };
+        let (even, odd) = all.iter().cloned().partition(|s| s.id.0.is_multiple_of(2));
+        let mut sum = of(even, 1, 8);
+        sum.add(of(odd, 2, 7), 10);
+        assert_eq!((sum.peers, sum.ports, sum.clients), ([6, 4, 2], 4, 5));
+        assert_eq!((sum.uptime, sum.registry_up), (Duration::from_secs(2), true));
+        assert_eq!((sum.datagrams_dropped, sum.counters.bytes_sent), (3, 30));
+        assert_eq!(sum.udp.counters.sends, 3);
+        assert_eq!(sum.udp.buffers, KernelBuffers { wanted: 9, receive: 7, send: 9 });
+        let whole = StreamTotals::of(&all);
+        assert_eq!((&sum.streams.states, sum.streams.in_flight), (&whole.states, 1010));
+        assert_eq!(sum.streams.srtt(), whole.srtt());
+        let numbers = |list: &[StreamInfo]| list.iter().map(|s| s.id.0).collect::<Vec<_>>();
+        assert_eq!(numbers(&sum.busiest), numbers(&busiest(all, 10)));
     }
 }

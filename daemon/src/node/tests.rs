@@ -6,6 +6,7 @@ mod hostile;
 mod lane;
 mod published;
 mod services;
+mod spread;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use ed25519_dalek::SigningKey;
-use pilot_core::{Config, Core, Permission};
+use pilot_core::{Config, Core, Permission, StreamNumbers};
 use pilot_wire::ipc::{Command, Event, Features, HELLO_VERSION, LENGTH_LEN, split_message};
 use pilot_wire::{Address, NodeId, SocketAddress};
 use serde_json::{Value, json};
@@ -32,6 +33,7 @@ use crate::control::ControlEvent;
 use crate::ipc::IpcListener;
 use crate::service::{DataExchange, DataExchangeLimits, Echo};
 use crate::udp::Udp;
+use crate::workers::{Settling, Spread};
 use pilot_wire::ipc::ErrorCode;
 
 /// The most any single step may take.
@@ -129,19 +131,50 @@ struct TestNode {
     socket: PathBuf,
     udp: SocketAddr,
     folder: tempfile::TempDir,
+    /// What has to be done for clients of several workers at the end.
+    router: RefCell<Option<RouterEnd>>,
+}
+
+/// How a router is ended.
+struct RouterEnd {
+    settling: Rc<Settling>,
+    stop: tokio::sync::oneshot::Sender<()>,
+    ended: tokio::task::JoinHandle<()>,
 }
 
 impl TestNode {
     async fn start(number: u32, directory: &Rc<Directory>, config: Config) -> Self {
+        let workers = std::env::var("PILOT_TEST_WORKERS").ok().and_then(|n| n.parse().ok());
+        let spread = Spread::over(workers.unwrap_or(1));
+        Self::start_spread(number, directory, config, spread, spread).await
+    }
+
+    /// A node with several workers, which all run on the test's thread. The
+    /// kernel sorts datagrams by `sorted`.
+    async fn start_spread(
+        number: u32,
+        directory: &Rc<Directory>,
+        config: Config,
+        spread: Spread,
+        sorted: Spread,
+    ) -> Self {
         let id = NodeId(number);
         let key = SigningKey::from_bytes(&[number as u8; 32]);
-        let udp = Udp::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let address = udp.local_addr().unwrap();
+        let workers = spread.workers();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let udp: Vec<Udp> = if workers == 1 {
+            vec![Udp::bind(any).unwrap()]
+        } else {
+            let sockets = crate::workers::bind(any, spread).unwrap();
+            crate::workers::attach(&sockets[0], sorted).unwrap();
+            sockets.into_iter().map(|s| Udp::from_socket(s, any).unwrap()).collect()
+        };
+        let address = udp[0].local_addr().unwrap();
         let public = key.verifying_key().to_bytes();
         directory.nodes.borrow_mut().insert(id, (address, public));
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("pilot.sock");
-        let (handle, inbox) = channel();
+        let (handle, inboxes) = channels(spread);
         let plane = Rc::new(FakePlane {
             node: id,
             directory: Rc::clone(directory),
@@ -150,24 +183,50 @@ impl TestNode {
             busy: Cell::default(),
             declined: Cell::default(),
         });
-        let parts = NodeParts {
-            send_buffer: config.send_buffer,
-            core: Core::new(config, key, rand::random()),
-            udp,
-            listener: IpcListener::bind(&socket).unwrap(),
-            inbox,
-            plane: Rc::clone(&plane) as Rc<dyn Plane>,
-            services: vec![
-                Rc::new(Echo),
-                Rc::new(DataExchange::new(folder.path(), DataExchangeLimits::default())),
-            ],
-            max_clients: 64,
-            max_lanes: 64,
-        };
-        tokio::task::spawn_local(run(parts));
+        let data_exchange = DataExchange::new(folder.path(), DataExchangeLimits::default());
+        let mut listener = Some(IpcListener::bind(&socket).unwrap());
+        for ((udp, inbox), edge) in udp.into_iter().zip(inboxes).zip(crate::workers::edges(spread))
+        {
+            let numbers = StreamNumbers { step: workers as u32, rest: edge.worker() as u32 };
+            let config = Config { stream_numbers: numbers, ..config.clone() };
+            let parts = NodeParts {
+                send_buffer: config.send_buffer,
+                core: Core::new(config, key.clone(), rand::random()),
+                udp,
+                listener: if workers == 1 { listener.take() } else { None },
+                edge: (workers > 1).then_some(edge),
+                inbox,
+                plane: Rc::clone(&plane) as Rc<dyn Plane>,
+                services: vec![Rc::new(Echo), Rc::new(data_exchange.clone())],
+                max_clients: 64,
+                max_lanes: 64,
+            };
+            tokio::task::spawn_local(run(parts));
+        }
+        let router = listener.map(|listener| {
+            let router = crate::workers::Router::new(spread, handle.clone(), 64);
+            let settling = router.settling();
+            let (stop, stopped) = tokio::sync::oneshot::channel();
+            let ended = tokio::task::spawn_local(router.run(listener, stopped));
+            RouterEnd { settling, stop, ended }
+        });
         let address_event = ControlEvent::Registered { node: id, address: Address::backbone(id) };
         handle.control(address_event).await;
-        Self { id, handle, plane, socket, udp: address, folder }
+        let router = RefCell::new(router);
+        Self { id, handle, plane, socket, udp: address, folder, router }
+    }
+
+    /// Ends the node as the daemon does.
+    async fn end(&self, deadline: Duration) {
+        let router = self.router.borrow_mut().take();
+        if let Some(router) = &router {
+            router.settling.settle().await;
+        }
+        self.handle.begin_shutdown(deadline).await;
+        if let Some(RouterEnd { stop, ended, .. }) = router {
+            let _ = stop.send(());
+            ended.await.unwrap();
+        }
     }
 
     fn at(&self, port: u16) -> SocketAddress {
@@ -227,7 +286,7 @@ async fn pair_with(config: Config) -> (TestNode, TestNode) {
 }
 
 /// A message from the daemon.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Message(Vec<u8>);
 
 impl Message {

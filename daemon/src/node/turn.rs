@@ -30,6 +30,7 @@ use crate::ipc::IpcListener;
 use crate::ipc::client::{COMMAND_BOUND, HARD_BOUND};
 use crate::service::Service;
 use crate::udp::{Sent, Udp};
+use crate::workers::Edge;
 
 /// Receive calls per turn, and bytes after which it ends as well, so that
 /// acknowledgements go out while more is coming in.
@@ -53,8 +54,10 @@ pub struct NodeParts {
     pub send_buffer: usize,
     /// The tunnel's socket.
     pub udp: Udp,
-    /// The driver socket.
-    pub listener: IpcListener,
+    /// The driver socket; a worker has none, its clients are handed to it.
+    pub listener: Option<IpcListener>,
+    /// What keeps datagrams of other workers' peers out, when there are any.
+    pub edge: Option<Edge>,
     /// The loop's end of the handle.
     pub inbox: NodeInbox,
     /// The control plane.
@@ -85,7 +88,8 @@ pub async fn run(parts: NodeParts) {
         hub,
         clients: Clients::default(),
         udp: parts.udp,
-        listener: Some(parts.listener),
+        listener: parts.listener,
+        edge: parts.edge,
         orders: parts.inbox.orders,
         answers,
         buffer: Vec::new(),
@@ -109,6 +113,7 @@ pub(super) struct Node {
     udp: Udp,
     /// Gone once the node is ending.
     listener: Option<IpcListener>,
+    edge: Option<Edge>,
     orders: mpsc::Receiver<Order>,
     answers: mpsc::Receiver<Answered>,
     /// The batch that is being sent.
@@ -178,17 +183,34 @@ impl Node {
 
     fn receive(&mut self) -> bool {
         let now = self.hub.now();
+        let more = self.take_strayed();
         let core = &mut self.hub.core;
+        let edge = &mut self.edge;
         let mut bytes = 0;
         for _ in 0..RECEIVE_CALLS {
-            let received =
-                self.udp.receive(|from, data| core.handle(Input::Datagram { from, data }, now));
-            let Some(n) = received else { return false };
+            let received = self.udp.receive(|from, data| {
+                if edge.as_mut().is_none_or(|edge| edge.keeps(from, data)) {
+                    core.handle(Input::Datagram { from, data }, now);
+                }
+            });
+            let Some(n) = received else { return more };
             bytes += n;
             self.spin.moved += n;
             if bytes >= RECEIVE_BYTES {
                 break;
             }
+        }
+        true
+    }
+
+    /// Datagrams that came to another worker's socket; whether there may be
+    /// more.
+    fn take_strayed(&mut self) -> bool {
+        let Some(edge) = &mut self.edge else { return false };
+        let now = self.hub.now();
+        for _ in 0..ORDERS {
+            let Some((from, mut data)) = edge.take_strayed() else { return false };
+            self.hub.core.handle(Input::Datagram { from, data: &mut data }, now);
         }
         true
     }
@@ -199,6 +221,7 @@ impl Node {
         self.ready.take(&mut tokens);
         if !tokens.is_empty() {
             self.hub.udp = self.udp.status();
+            self.hub.edge = self.edge.as_ref().map(|edge| (edge.worker(), edge.counters()));
         }
         for token in tokens.drain(..) {
             match token {
@@ -362,6 +385,7 @@ impl Node {
             }
             Order::Forget { node } => self.hub.core.forget_peer(node),
             Order::Control(event) => self.control(event, now),
+            Order::Client(stream) => self.take_client(stream),
             Order::Snapshot { streams, answer } => {
                 let registry_up = self.hub.plane.facts().registry["state"] == "up";
                 let (udp, uptime) = (self.udp.status(), self.hub.started.elapsed());

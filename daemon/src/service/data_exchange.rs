@@ -46,7 +46,8 @@ pub struct DataExchangeLimits {
     pub max_bytes: Option<u64>,
 }
 
-/// The data exchange service.
+/// The data exchange service. Clones share their limits.
+#[derive(Clone)]
 pub struct DataExchange {
     shared: Arc<Shared>,
 }

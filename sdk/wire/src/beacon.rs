@@ -17,7 +17,8 @@ const DISCOVER_REPLY: u8 = 0x02;
 const PUNCH_REQUEST: u8 = 0x03;
 const PUNCH_COMMAND: u8 = 0x04;
 const RELAY: u8 = 0x05;
-const RELAY_DELIVER: u8 = 0x06;
+/// Type byte of a relayed frame on its way to its receiver.
+pub const RELAY_DELIVER: u8 = 0x06;
 const SYNC: u8 = 0x07;
 
 /// One beacon message; frames and lists borrow from the datagram.

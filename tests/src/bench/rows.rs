@@ -66,6 +66,7 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
         connections(plan, report, &pair)?;
     }
     super::loss::run(plan, report).await?;
+    super::workers::run(plan, report).await?;
     if plan.wants(&super::cost::ROWS) {
         super::cost::run(plan, report)?;
     }
@@ -157,7 +158,7 @@ pub(super) fn client(place: &[&str], workload: &str, numbers: &[u64]) -> Result<
     finish(workload, command)
 }
 
-fn finish(workload: &str, command: Command) -> Result<Value> {
+pub(super) fn finish(workload: &str, command: Command) -> Result<Value> {
     let done = harness::run(workload, command, LIMIT)?;
     anyhow::ensure!(done.status.success(), "{workload} failed: {}", done.stderr.trim());
     let line = done.stdout.lines().last().unwrap_or_default();

@@ -18,6 +18,9 @@ use super::process::{Process, command};
 const CONDITION_LIMIT: Duration = Duration::from_secs(30);
 /// How often a condition is looked at.
 const CONDITION_POLL: Duration = Duration::from_millis(20);
+/// Environment variable with the number of workers of every daemon that is not
+/// told another, to run any test with several.
+const WORKERS: &str = "PILOT_TEST_WORKERS";
 /// How long a program may take to end when asked.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -174,6 +177,10 @@ impl DaemonOptions {
         let options = Self { name: name.to_owned(), settings: Vec::new() };
         // A second instead of half a minute between heartbeats, which is also
         // when requests for trust are fetched.
+        let options = match std::env::var(WORKERS) {
+            Ok(workers) => options.set("workers", &workers),
+            Err(_) => options,
+        };
         options
             .set("registry", registry)
             .set("beacon", beacon)

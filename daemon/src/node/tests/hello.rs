@@ -312,7 +312,7 @@ fn a_graceful_end_delivers_what_was_written() {
                     break;
                 }
             }
-            a.handle.begin_shutdown(Duration::from_secs(10)).await;
+            a.end(Duration::from_secs(10)).await;
         };
         tokio::join!(reading, ending);
         assert!(!a.socket.exists());

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use pilot_core::Time;
+use pilot_core::{Input, Time};
 use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
@@ -42,7 +42,7 @@ impl Node {
         if self.blocked.is_some() {
             ready |= self.udp.poll_writable(cx).is_ready();
         }
-        ready |= self.poll_accept(cx);
+        ready |= self.poll_accept(cx) | self.poll_strayed(cx);
         // Taken here because a receiver has no way to be only asked.
         while let Poll::Ready(Some(order)) = self.orders.poll_recv(cx) {
             self.order(order);
@@ -98,6 +98,26 @@ impl Node {
         // The budget is used up and the listener not asked to its end.
         cx.waker().wake_by_ref();
         accepted
+    }
+
+    /// Datagrams handed over by other workers; whether any came.
+    fn poll_strayed(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(edge) = &mut self.edge else { return false };
+        let now = self.hub.now();
+        let mut came = false;
+        while let Poll::Ready((from, mut data)) = edge.poll_strayed(cx) {
+            self.hub.core.handle(Input::Datagram { from, data: &mut data }, now);
+            came = true;
+        }
+        came
+    }
+
+    /// A client that came another way than over the driver socket.
+    pub(super) fn take_client(&mut self, stream: std::os::unix::net::UnixStream) {
+        match UnixStream::from_std(stream) {
+            Ok(stream) => self.accept(stream),
+            Err(error) => warn!(%error, "a client cannot be served"),
+        }
     }
 
     fn accept(&mut self, stream: UnixStream) {
