@@ -27,6 +27,8 @@ const EXCHANGES_BEFORE_ASKING: u32 = 2;
 /// Unanswered exchange frames after which an exchange that nothing waits for
 /// is given up.
 const MAX_IDLE_EXCHANGES: u32 = 5;
+/// A path whose peer was heard within this time is searched for larger sizes.
+const PATH_IN_USE: Duration = Duration::from_secs(30);
 /// A timer that fired fires again after this at the earliest.
 const TIMER_STEP: Duration = Duration::from_micros(100);
 /// Ended streams that late packets are answered for; beyond it the oldest is
@@ -395,7 +397,10 @@ impl Core {
         let peer = &mut self.peers[slot];
         // Strangers are not probed, so nothing would ever meet these deadlines.
         let trusted = peer.permission == Permission::Trusted;
-        let probe = peer.path.mtu.deadline().filter(|_| trusted && peer.tunnel.is_up());
+        // A path that nobody uses is not searched; it is when it is used again.
+        let used = peer.last_heard.is_some_and(|t| now.since(t) < PATH_IN_USE);
+        let probed = trusted && used && peer.tunnel.is_up();
+        let probe = peer.path.mtu.deadline().filter(|_| probed);
         let direct = peer.path.direct_retry_at(now).filter(|_| trusted);
         let wanted = [peer.tunnel.retry_at(), probe, direct].into_iter().flatten().min();
         // A deadline that is missed must not be due again in the same drain.
