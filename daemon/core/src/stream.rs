@@ -292,6 +292,9 @@ impl Stream {
     fn establish(&mut self, header: &Header, payload: &[u8]) {
         self.irs = header.seq;
         self.ours = Options::decode(payload);
+        if self.ours.is_some() {
+            self.rtt.peer_is_prompt();
+        }
         self.state = State::Open;
         self.peer_window = header.window;
         self.right_edge = u64::from(header.window) * WINDOW_UNIT;
@@ -526,6 +529,7 @@ impl Stream {
             return;
         }
         let offset = u64::try_from(offset).unwrap_or(0);
+        self.recv.set_ack_delay(self.rtt.ack_delay());
         let taken = self.recv.insert(offset, &payload[skip..], self.ours.is_none(), now);
         self.stats.bytes_recv += taken as u64;
         self.recv.tune(self.rtt.min(), now);

@@ -29,15 +29,18 @@ struct Two {
     now: Time,
 }
 
+fn lifted() -> Config {
+    Config {
+        max_streams: 2 * IDLE,
+        max_streams_per_port: 2 * IDLE,
+        syn_rate: 1_000_000,
+        syn_rate_per_node: 1_000_000,
+        ..Config::default()
+    }
+}
+
 impl Two {
-    fn new() -> Self {
-        let config = Config {
-            max_streams: 2 * IDLE,
-            max_streams_per_port: 2 * IDLE,
-            syn_rate: 1_000_000,
-            syn_rate_per_node: 1_000_000,
-            ..Config::default()
-        };
+    fn new(config: &Config) -> Self {
         let nodes = [1u32, 2].map(|id| {
             let key = SigningKey::from_bytes(&[id as u8; 32]);
             let mut core = Core::new(config.clone(), key.clone(), [id as u8; 32]);
@@ -103,6 +106,24 @@ impl Two {
         }
     }
 
+    /// Opens `count` streams from node 0 to node 1; the handles of both ends.
+    fn open(&mut self, count: usize) -> Vec<(StreamId, StreamId)> {
+        self.nodes[1].core.listen(PORT).expect("free");
+        let to = Address::backbone(NodeId(2)).port(PORT);
+        let (mut dialled, mut accepted) = (Vec::new(), std::collections::BTreeMap::new());
+        while accepted.len() < count {
+            for _ in 0..500.min(count - dialled.len()) {
+                dialled.push(self.nodes[0].core.dial(to, self.now).expect("the dial starts"));
+            }
+            self.step();
+            accepted.extend(self.accepted());
+            assert!(self.now < Time::ZERO + Duration::from_secs(60), "{} opened", accepted.len());
+        }
+        let ports: std::collections::BTreeMap<_, _> =
+            self.nodes[0].core.streams().iter().map(|s| (s.id, s.local_port)).collect();
+        dialled.iter().map(|id| (*id, accepted[&ports[id]])).collect()
+    }
+
     /// Streams accepted since the last look, with the port at the other end.
     fn accepted(&mut self) -> Vec<(u16, StreamId)> {
         let events = std::mem::take(&mut self.nodes[1].events);
@@ -135,29 +156,16 @@ impl Two {
 
 #[test]
 fn a_busy_stream_does_not_pay_for_idle_ones() {
-    let mut two = Two::new();
-    two.nodes[1].core.listen(PORT).expect("free");
-    let to = Address::backbone(NodeId(2)).port(PORT);
-    let mut dialled = Vec::new();
-    let mut accepted = Vec::new();
-    while accepted.len() <= IDLE {
-        for _ in 0..500.min(IDLE + 1 - dialled.len()) {
-            dialled.push(two.nodes[0].core.dial(to, two.now).expect("the dial starts"));
-        }
-        two.step();
-        accepted.extend(two.accepted());
-        assert!(two.now < Time::ZERO + Duration::from_secs(60), "{} opened", accepted.len());
-    }
+    let mut two = Two::new(&lifted());
+    let streams = two.open(IDLE + 1);
     for _ in 0..2000 {
         two.step();
     }
     assert_eq!(two.nodes[0].core.open_streams(), IDLE + 1);
-    let port =
-        two.nodes[0].core.streams().iter().find(|s| s.id == dialled[0]).map(|s| s.local_port);
-    let far = accepted.iter().find(|(p, _)| Some(*p) == port).expect("accepted").1;
+    let (near, far) = streams[0];
     // The idle streams' keepalives come in one burst in thirty seconds, which
     // may fall into one of two transfers.
-    let runs = [0, 1].map(|_| two.transfer(dialled[0], far, 1_000_000));
+    let runs = [0, 1].map(|_| two.transfer(near, far, 1_000_000));
     let (polls, datagrams) = *runs.iter().min_by_key(|(_, datagrams)| datagrams).expect("two");
     assert!(polls < 4 * datagrams + 2000, "{polls} calls for {datagrams} datagrams");
     assert!(datagrams < 5000, "{datagrams} datagrams");
@@ -169,4 +177,44 @@ fn a_busy_stream_does_not_pay_for_idle_ones() {
     }
     let idle = two.nodes[0].datagrams - before;
     assert!(idle < 6 * IDLE as u64, "{idle} datagrams in an idle minute");
+}
+
+/// Ten thousand streams whose readers have stopped hold no more than the node
+/// may hold, at either end; and the one that is read goes on.
+#[test]
+fn stalled_streams_stay_within_the_memory_of_the_node() {
+    const TOTAL: usize = 350 << 20;
+    const PIECE: usize = 16 << 10;
+    let config = Config { max_streams: IDLE + 1, buffer_memory: TOTAL, ..lifted() };
+    let mut two = Two::new(&config);
+    let streams = two.open(IDLE + 1);
+    let piece = Bytes::from(vec![7; PIECE]);
+    let mut peak = [0; 2];
+    for _ in 0..200 {
+        for (near, _) in &streams {
+            if two.nodes[0].core.writable(*near) >= PIECE {
+                two.nodes[0].core.write(*near, piece.clone(), two.now).expect("open");
+            }
+        }
+        two.step();
+        for (peak, node) in peak.iter_mut().zip(&two.nodes) {
+            *peak = (*peak).max(node.core.buffered());
+        }
+        two.nodes[0].events.clear();
+    }
+    assert!(peak.iter().all(|p| *p > TOTAL / 4), "they did stall: {peak:?}");
+    assert!(peak.iter().all(|p| *p <= TOTAL), "{peak:?} of {TOTAL}");
+    let (near, far) = streams[IDLE / 2];
+    let mut read = 0;
+    for _ in 0..20_000 {
+        while two.nodes[0].core.writable(near) >= PIECE {
+            two.nodes[0].core.write(near, piece.clone(), two.now).expect("open");
+        }
+        two.step();
+        while let Read::Data(data) = two.nodes[1].core.read(far, 1 << 20) {
+            read += data.len();
+        }
+        two.nodes[0].events.clear();
+    }
+    assert!(read > 2_000_000, "the stream that is read has moved {read} bytes");
 }

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use pilot_wire::sack::{Block, Blocks};
 
 use super::ranges::Ranges;
+use super::rtt::MAX_ACK_DELAY;
 use crate::time::Time;
 
 /// Segments received in order are gathered into chunks of this size.
@@ -20,9 +21,6 @@ const MIN_PIECES: usize = 64;
 const BYTES_PER_PIECE: usize = 512;
 /// Ranges that changed last and are reported first.
 const RECENT: usize = 32;
-/// An acknowledgement waits at most this long, and for at most one segment
-/// (RFC 1122, section 4.2.3.2; protocol page "Transport layer", section 1).
-const DELAYED_ACK: Duration = Duration::from_millis(40);
 /// A segment this large is acknowledged at once: it counts as two full-sized
 /// ones (RFC 5681, section 4.2), and a sender whose first window holds only one
 /// such segment would wait for the timer.
@@ -57,6 +55,9 @@ pub(crate) struct RecvSide {
     edge: u64,
     unacked_segments: u32,
     ack_at: Option<Time>,
+    /// An acknowledgement waits at most this long, and for at most one segment
+    /// (RFC 9293, section 3.8.6.3; protocol page "Transport layer", section 1).
+    ack_delay: Duration,
     ack_now: bool,
     overflow_at: Option<Time>,
 }
@@ -80,6 +81,7 @@ impl RecvSide {
             edge: limit as u64,
             unacked_segments: 0,
             ack_at: None,
+            ack_delay: MAX_ACK_DELAY,
             ack_now: false,
             overflow_at: None,
         }
@@ -173,7 +175,7 @@ impl RecvSide {
         if self.unacked_segments >= 2 {
             self.ack_now = true;
         } else if self.ack_at.is_none() {
-            self.ack_at = Some(now + DELAYED_ACK);
+            self.ack_at = Some(now + self.ack_delay);
         }
         index(self.next - before)
     }
@@ -328,6 +330,11 @@ impl RecvSide {
     pub(crate) fn set_cap(&mut self, cap: usize, strict: bool) {
         self.window.cap = cap;
         self.window.strict = strict;
+    }
+
+    /// How long acknowledgements wait from now on.
+    pub(crate) fn set_ack_delay(&mut self, delay: Duration) {
+        self.ack_delay = delay;
     }
 
     /// Grows the window when a large part of it arrives within one round trip:

@@ -7,6 +7,13 @@ const INITIAL: Duration = Duration::from_secs(1);
 /// Smallest and largest RTO (protocol page "Transport layer", section 1).
 const MIN: Duration = Duration::from_millis(200);
 const MAX: Duration = Duration::from_secs(10);
+/// Smallest RTO towards a peer of ours, which does not delay an acknowledgement
+/// for longer than [`Rtt::ack_delay`]. A timeout that was a mistake is undone.
+const MIN_PROMPT: Duration = Duration::from_millis(50);
+/// Longest and shortest delay of an acknowledgement (RFC 9293, section 3.8.6.3,
+/// allows 500 ms; 40 ms as published).
+pub(crate) const MAX_ACK_DELAY: Duration = Duration::from_millis(40);
+const MIN_ACK_DELAY: Duration = Duration::from_millis(5);
 /// Clock granularity G (same page).
 const GRANULARITY: Duration = Duration::from_millis(10);
 
@@ -16,6 +23,8 @@ pub(crate) struct Rtt {
     variation: Duration,
     min: Option<Duration>,
     backoff: u32,
+    /// The peer is one of ours.
+    prompt: bool,
 }
 
 impl Rtt {
@@ -33,6 +42,20 @@ impl Rtt {
         }
     }
 
+    /// The peer is one of ours: it delays acknowledgements as we do.
+    pub(crate) fn peer_is_prompt(&mut self) {
+        self.prompt = true;
+    }
+
+    /// How long an acknowledgement may wait for another segment: a quarter of
+    /// the round trip between peers of ours.
+    pub(crate) fn ack_delay(&self) -> Duration {
+        match self.min {
+            Some(min) if self.prompt => (min / 4).clamp(MIN_ACK_DELAY, MAX_ACK_DELAY),
+            _ => MAX_ACK_DELAY,
+        }
+    }
+
     pub(crate) fn smoothed(&self) -> Option<Duration> {
         self.smoothed
     }
@@ -47,9 +70,11 @@ impl Rtt {
 
     /// The timeout now, with back-off.
     pub(crate) fn timeout(&self) -> Duration {
-        let base = self
-            .smoothed
-            .map_or(INITIAL, |srtt| (srtt + GRANULARITY.max(self.variation * 4)).clamp(MIN, MAX));
+        let (min, wait) =
+            if self.prompt { (MIN_PROMPT, self.ack_delay()) } else { (MIN, Duration::ZERO) };
+        let base = self.smoothed.map_or(INITIAL, |srtt| {
+            (srtt + GRANULARITY.max(self.variation * 4) + wait).clamp(min, MAX)
+        });
         (base * 2u32.pow(self.backoff.min(16))).min(MAX)
     }
 

@@ -31,8 +31,8 @@ const DUPLICATE_THRESHOLD: usize = 3;
 const MAX_REORDERING_QUARTERS: u32 = 20;
 /// Recoveries after which a widened reordering window shrinks back.
 const REORDERING_PERSISTS: u32 = 16;
-/// Added to the probe timeout when the receiver may delay its acknowledgement.
-const DELAYED_ACK: Duration = Duration::from_millis(45);
+/// Added to the longest delay of an acknowledgement, for timers that are late.
+const LATE: Duration = Duration::from_millis(5);
 const MIN_PROBE: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -537,7 +537,7 @@ impl SendSide {
     /// Pause before a tail loss probe (RFC 8985, section 7.2).
     pub(crate) fn probe_timeout(&self, rtt: &Rtt) -> Option<Duration> {
         let srtt = rtt.smoothed()?;
-        let extra = if self.segments.len() == 1 { DELAYED_ACK } else { Duration::ZERO };
+        let extra = if self.segments.len() == 1 { rtt.ack_delay() + LATE } else { Duration::ZERO };
         Some((srtt * 2 + extra).max(MIN_PROBE))
     }
 }

@@ -28,6 +28,9 @@ const GAP_WAIT: Duration = Duration::from_millis(300);
 const PUBLISHED_FINS: u32 = 8;
 /// Timeouts in a row that make the path or the peer suspect.
 const SUSPECT_TIMEOUTS: u32 = 2;
+/// The same for the size of what is sent: two happen by chance where a few per
+/// cent are lost.
+const BLACK_HOLE_TIMEOUTS: u32 = 3;
 
 /// What the core must do after a timer fired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -424,7 +427,7 @@ impl Stream {
         self.time_out(now);
         self.timers.timeouts += 1;
         alarm.silent = self.timers.timeouts >= SUSPECT_TIMEOUTS;
-        alarm.black_hole = alarm.silent && self.send.segments() > 0;
+        alarm.black_hole = self.timers.timeouts >= BLACK_HOLE_TIMEOUTS && self.send.segments() > 0;
         if self.fin == Fin::Sent && self.send.all_acked() {
             if self.ours.is_none() && self.timers.timeouts >= PUBLISHED_FINS {
                 self.fin = Fin::Acked;

@@ -1,4 +1,7 @@
 //! CUBIC (RFC 9438) with HyStart++ (RFC 9406).
+//!
+//! One departure, as TCP Veno does for Reno (decision 5): a loss while no queue
+//! stands on the path was not made by one, and takes less of the window.
 
 use std::time::Duration;
 
@@ -9,6 +12,13 @@ use crate::time::Time;
 /// RFC 9438, section 4.1 and 4.6.
 const C: f64 = 0.4;
 const BETA: f64 = 0.7;
+/// The same for a loss while the path has no queue.
+const BETA_UNQUEUED: f64 = 0.85;
+/// Round trips looked at for a queue, and what of the least one they may exceed
+/// it by: a queue so short is none that this stream has built.
+const RECENT: usize = 8;
+const QUEUE_DIVISOR: u32 = 16;
+const QUEUE_MIN: Duration = Duration::from_millis(1);
 /// Additive increase of the Reno-friendly region (section 4.3).
 const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
 
@@ -39,13 +49,39 @@ pub(crate) struct Cubic {
     /// What stood before the last episode (RFC 9438, section 4.9.1).
     before: Option<State>,
     hystart: HyStart,
+    delay: Delay,
+}
+
+/// The round trips measured lately, beside the least of all.
+#[derive(Debug, Default)]
+struct Delay {
+    least: Option<Duration>,
+    recent: [Option<Duration>; RECENT],
+    next: usize,
+}
+
+impl Delay {
+    fn sample(&mut self, rtt: Duration) {
+        self.least = Some(self.least.map_or(rtt, |least| least.min(rtt)));
+        self.recent[self.next] = Some(rtt);
+        self.next = (self.next + 1) % RECENT;
+    }
+
+    /// Whether some recent packet met no queue. Unknown counts as a queue.
+    fn no_queue(&self) -> bool {
+        let recent = self.recent.iter().flatten().min();
+        let full = self.recent.iter().all(Option::is_some);
+        self.least.zip(recent).is_some_and(|(least, recent)| {
+            full && recent.saturating_sub(least) <= QUEUE_MIN.max(least / QUEUE_DIVISOR)
+        })
+    }
 }
 
 impl Cubic {
     pub(crate) fn new() -> Self {
         let window = initial_window(0) as f64;
         let state = State { window, threshold: usize::MAX, w_max: 0.0, epoch: None };
-        Self { state, before: None, hystart: HyStart::default() }
+        Self { state, before: None, hystart: HyStart::default(), delay: Delay::default() }
     }
 
     fn slow_start(&mut self, sample: &Sample) {
@@ -91,7 +127,7 @@ impl Cubic {
         }
     }
 
-    fn reduce(&mut self, in_flight: usize, segment: usize) {
+    fn reduce(&mut self, beta: f64, in_flight: usize, segment: usize) {
         self.before = Some(self.state);
         // Fast convergence (section 4.7).
         self.state.w_max = if self.state.window < self.state.w_max {
@@ -99,7 +135,7 @@ impl Cubic {
         } else {
             self.state.window
         };
-        let reduced = bytes_of(in_flight as f64 * BETA);
+        let reduced = bytes_of(in_flight as f64 * beta);
         self.state.threshold = reduced.max(MIN_SEGMENTS * segment);
         self.state.epoch = None;
     }
@@ -127,6 +163,9 @@ impl Controller for Cubic {
     }
 
     fn on_ack(&mut self, sample: &Sample) {
+        if let Some(rtt) = sample.rtt {
+            self.delay.sample(rtt);
+        }
         if !sample.growing {
             return;
         }
@@ -146,13 +185,14 @@ impl Controller for Cubic {
     }
 
     fn on_loss(&mut self, in_flight: usize, segment: usize, _now: Time) {
-        self.reduce(in_flight, segment);
+        let beta = if self.delay.no_queue() { BETA_UNQUEUED } else { BETA };
+        self.reduce(beta, in_flight, segment);
         self.state.window = self.state.threshold as f64;
     }
 
     fn on_timeout(&mut self, in_flight: usize, segment: usize, first: bool, _now: Time) {
         if first {
-            self.reduce(in_flight, segment);
+            self.reduce(BETA, in_flight, segment);
         }
         self.state.window = segment as f64;
     }

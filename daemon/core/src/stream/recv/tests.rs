@@ -170,12 +170,12 @@ fn the_second_segment_or_the_delay_brings_an_acknowledgement() {
     let mut side = RecvSide::new(LIMIT, LIMIT);
     side.insert(0, &segment(0, 100), false, T);
     assert!(!side.ack_due(T));
-    assert_eq!(side.ack_deadline(), Some(T + DELAYED_ACK));
-    assert!(side.ack_due(T + DELAYED_ACK));
+    assert_eq!(side.ack_deadline(), Some(T + MAX_ACK_DELAY));
+    assert!(side.ack_due(T + MAX_ACK_DELAY));
     side.insert(100, &segment(100, 100), false, T);
     assert!(side.ack_due(T));
     side.ack_sent();
-    assert!(!side.ack_due(T + DELAYED_ACK));
+    assert!(!side.ack_due(T + MAX_ACK_DELAY));
     // A repeated segment says that an acknowledgement was lost.
     side.insert(0, &segment(0, 100), false, T);
     assert!(side.ack_due(T));
