@@ -1,5 +1,5 @@
 # Thin on purpose: every target is one or two commands that can be typed by hand.
-.PHONY: demo test bench bench-peers plots fuzz doc
+.PHONY: demo test bench bench-peers plots fuzz soak doc
 
 demo:
 	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon -p pilotctl -p pilot-examples
@@ -24,6 +24,10 @@ plots:
 
 fuzz:
 	cargo run --locked --release -p pilot-tests --bin fuzz -- --seconds 10
+
+soak:
+	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon
+	cargo run --locked --release -p pilot-tests --bin soak
 
 doc:
 	cargo doc --locked --workspace --no-deps

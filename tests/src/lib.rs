@@ -7,3 +7,4 @@ pub mod harness;
 pub mod impair;
 pub mod peer;
 pub mod plot;
+pub mod soak;
