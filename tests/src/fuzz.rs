@@ -3,6 +3,7 @@
 //! An input depends on nothing but target, seed and run number, so each one
 //! can be made again. It needs no instrumentation and so no special compiler.
 
+mod acks;
 mod core;
 mod corpus;
 mod lane;

@@ -6,31 +6,34 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
-use pilot_core::{Config, Core, Event, Input, Output, Permission, Read, Time};
+use pilot_core::{Config, Core, Event, Input, Output, Permission, Read, StreamId, Time};
 use pilot_wire::NodeId;
 use pilot_wire::packet::{Flags, HEADER_LEN, Packet, Protocol};
 use pilot_wire::tunnel::Frame;
 
 use crate::peer::crypto::{ProcessKey, Session};
 
-const CORE: NodeId = NodeId(2);
-const PEER: NodeId = NodeId(1);
+pub(super) const CORE: NodeId = NodeId(2);
+pub(super) const PEER: NodeId = NodeId(1);
 const STREAM_LIMIT: usize = 16;
 /// More outputs than one input can cause.
 const MAX_OUTPUTS: usize = 20_000;
 const STEP: Duration = Duration::from_millis(30);
 
-fn endpoint(last: u8) -> SocketAddr {
+pub(super) fn endpoint(last: u8) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, last], 4000))
 }
 
 /// A core with an application that echoes, and one authenticated peer.
-struct World {
-    core: Core,
-    now: Time,
+pub(super) struct World {
+    pub(super) core: Core,
+    pub(super) now: Time,
     buffer: Vec<u8>,
-    sent: Vec<Vec<u8>>,
+    /// Datagrams that the core has sent and nobody has looked at.
+    pub(super) sent: Vec<Vec<u8>>,
     answered: Vec<NodeId>,
+    /// Streams that the peer has opened.
+    pub(super) streams: Vec<StreamId>,
     reached: Reached,
 }
 
@@ -58,6 +61,7 @@ impl World {
             buffer,
             sent: Vec::new(),
             answered: Vec::new(),
+            streams: Vec::new(),
             reached: Reached::default(),
         };
         world.core.handle(Input::LocalNode(CORE), now);
@@ -71,19 +75,19 @@ impl World {
         world
     }
 
-    fn datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
+    pub(super) fn datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
         let mut data = datagram.to_vec();
         self.core.handle(Input::Datagram { from, data: &mut data }, self.now);
         self.drain();
     }
 
-    fn wait(&mut self, time: Duration) {
+    pub(super) fn wait(&mut self, time: Duration) {
         self.now = Time::from_nanos(self.now.as_nanos() + time.as_nanos() as u64);
         self.core.handle(Input::Timeout, self.now);
         self.drain();
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
         for _ in 0..MAX_OUTPUTS {
             match self.core.poll_output(self.now, &mut buffer) {
@@ -131,7 +135,10 @@ impl World {
                     }
                 }
             },
-            Event::Incoming { .. } => self.reached.incoming += 1,
+            Event::Incoming { stream, .. } => {
+                self.streams.push(stream);
+                self.reached.incoming += 1;
+            }
             Event::Closed { .. } => self.reached.closed += 1,
             Event::Datagram { .. } => self.reached.datagrams += 1,
             _ => {}
@@ -176,7 +183,9 @@ pub(super) fn session(input: &[u8]) {
     play(input);
 }
 
-pub(super) fn play(input: &[u8]) -> Reached {
+/// A world whose peer has proven who it is, the key of their session, and what
+/// seals for it.
+pub(super) fn authenticated() -> (World, [u8; 32], Session) {
     let mut world = World::new();
     let key = ProcessKey::from_bytes([3; 32]);
     world.datagram(endpoint(1), &key.auth_frame(PEER, &identity()));
@@ -187,7 +196,11 @@ pub(super) fn play(input: &[u8]) -> Reached {
     });
     let core_key = answer.expect("the core answers a key exchange");
     let shared = key.session_key(&core_key).expect("not all zero");
-    let mut sealing = Session::new(shared, core_key, [1; 4]);
+    (world, shared, Session::new(shared, core_key, [1; 4]))
+}
+
+pub(super) fn play(input: &[u8]) -> Reached {
+    let (mut world, shared, mut sealing) = authenticated();
     let mut initial = HashMap::new();
     for piece in pieces(input) {
         if let Some(packet) = follow(piece, &initial) {

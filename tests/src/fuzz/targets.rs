@@ -9,7 +9,7 @@ use pilot_wire::service::{data_exchange, handshake};
 use pilot_wire::tunnel::{self, Frame};
 use pilot_wire::{Address, SocketAddress, beacon};
 
-use super::{Target, core, corpus, lane};
+use super::{Target, acks, core, corpus, lane};
 
 /// Every target, in the order of the layers.
 pub fn all() -> Vec<Target> {
@@ -32,6 +32,7 @@ pub fn all() -> Vec<Target> {
         target("registry-reply", corpus::registry_bodies, None, registry_reply),
         target("core-datagram", corpus::datagram_runs, None, core::datagrams),
         target("core-session", corpus::sessions, None, core::session),
+        target("core-acks", acks::corpus, None, acks::acknowledgements),
     ]
 }
 

@@ -55,3 +55,12 @@ fn a_sound_session_gets_through_to_the_application() {
     assert!(reached.read >= 5, "{reached:?}");
     assert_eq!(reached.datagrams, 1, "{reached:?}");
 }
+
+/// Without this the target could miss recovery unnoticed.
+#[test]
+fn sound_acknowledgements_reach_loss_recovery_and_undo() {
+    let reached = acks::corpus().iter().map(|input| acks::play(input)).collect::<Vec<_>>();
+    assert!(reached.iter().any(|r| r.fast_retx > 0), "{reached:?}");
+    assert!(reached.iter().any(|r| r.timeouts > 0), "{reached:?}");
+    assert!(reached.iter().any(|r| r.spurious > 0), "{reached:?}");
+}

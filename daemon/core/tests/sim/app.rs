@@ -235,18 +235,28 @@ fn core_streams(world: &World, i: usize) -> Vec<StreamId> {
 
 /// Opens one stream from node 0 to node 1.
 pub(crate) fn connect(world: &mut World, port: u16) -> Option<(StreamId, StreamId)> {
-    world.nodes[1].core.listen(port).ok()?;
-    let target = Address::backbone(world.nodes[1].id).port(port);
-    let a = world.nodes[0].core.dial(target, world.now).ok()?;
+    connect_pair(world, 0, port)
+}
+
+/// Opens one stream from node `left` to its peer.
+pub(crate) fn connect_pair(
+    world: &mut World,
+    left: usize,
+    port: u16,
+) -> Option<(StreamId, StreamId)> {
+    let right = left + 1;
+    world.nodes[right].core.listen(port).ok()?;
+    let target = Address::backbone(world.nodes[right].id).port(port);
+    let a = world.nodes[left].core.dial(target, world.now).ok()?;
     let limit = world.now + Duration::from_secs(60);
     let b = run_until(world, limit, |w| {
-        w.nodes[1].events.iter().find_map(|e| match e {
+        w.nodes[right].events.iter().find_map(|e| match e {
             Event::Incoming { stream, .. } => Some(*stream),
             _ => None,
         })
     })?;
     run_until(world, limit, |w| {
-        w.nodes[0].events.contains(&Event::Connected { stream: a }).then_some(())
+        w.nodes[left].events.contains(&Event::Connected { stream: a }).then_some(())
     })?;
     Some((a, b))
 }

@@ -4,19 +4,25 @@
 //! -- --nocapture`.
 
 mod app;
+mod fairness;
+mod flow;
 mod throughput;
+mod undo;
 mod world;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use app::{Outcome, Transfer, run_transfer};
-use pilot_core::{CloseReason, Config, Event, Time};
+use pilot_core::{CloseReason, Config, CongestionControl, Event, Time};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use world::{Link, World};
 
-/// Seeds per run; every one moves hashed data both ways.
-const SEEDS: u64 = 2_500;
+/// Seeds per run, for each of two tests; every one moves hashed data both ways.
+const SEEDS: u64 = 5_000;
+/// One seed in this many is asked what its streams went through.
+const LOOKED_AT: u64 = 10;
 
 fn patient() -> Config {
     let hour = Duration::from_secs(36_000);
@@ -37,6 +43,44 @@ fn bad_link(rng: &mut StdRng) -> Link {
         refused_from: None,
         rate: [0, 0, 1_250_000][rng.random_range(0..3)],
         queue: 0,
+    }
+}
+
+fn any_controller(rng: &mut StdRng) -> CongestionControl {
+    use CongestionControl::{Bbr, Cubic, NewReno};
+    [Cubic, NewReno, Bbr][rng.random_range(0..3)]
+}
+
+/// What a path may do in the middle of a transfer.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    /// It takes smaller or larger datagrams.
+    Mtu(usize),
+    /// It gets longer or shorter: the flight is overtaken, or a timeout fires
+    /// for what is still under way.
+    Delay(Duration),
+    /// Everything may overtake everything.
+    Reordering,
+}
+
+impl Change {
+    fn random(rng: &mut StdRng) -> Self {
+        match rng.random_range(0..4) {
+            0 => Self::Mtu([1232, 1300, 1452, 4000][rng.random_range(0..4)]),
+            1 => Self::Reordering,
+            _ => Self::Delay(Duration::from_micros(rng.random_range(50..400_000))),
+        }
+    }
+
+    fn apply(self, link: &mut Link) {
+        match self {
+            Self::Mtu(mtu) => link.mtu = mtu,
+            Self::Delay(delay) => link.delay = delay,
+            Self::Reordering => {
+                link.reorder = 0.5;
+                link.jitter = Duration::from_millis(100);
+            }
+        }
     }
 }
 
@@ -75,14 +119,40 @@ fn range_len_is_one(seed: &u64) -> bool {
 
 #[test]
 fn data_crosses_bad_links_whole_and_in_order() {
+    let [timeouts, spurious] = [AtomicU64::new(0), AtomicU64::new(0)];
     for_each_seed(|seed| {
         let mut rng = StdRng::seed_from_u64(seed ^ 0xD1CE);
         let link = bad_link(&mut rng);
-        let mut world = World::new(seed, link, &patient(), rng.random_bool(0.5));
+        let config = Config { congestion: any_controller(&mut rng), ..patient() };
+        let mut world = World::new(seed, link, &config, rng.random_bool(0.5));
         let transfer = Transfer::random(&mut rng);
-        let outcome = run_transfer(&mut world, &transfer, &mut |_| {});
+        let mut changes: Vec<_> = (0..rng.random_range(0..4))
+            .map(|_| {
+                let at = Time::ZERO + Duration::from_millis(rng.random_range(0..3_000));
+                (at, Change::random(&mut rng))
+            })
+            .collect();
+        let mut seen = [0, 0];
+        let outcome = run_transfer(&mut world, &transfer, &mut |world| {
+            let now = world.now;
+            for (_, change) in changes.extract_if(.., |(at, _)| now >= *at) {
+                change.apply(&mut world.link);
+            }
+            if seed % LOOKED_AT == 0 {
+                for s in world.nodes.iter().flat_map(|n| n.core.streams()) {
+                    seen = [seen[0].max(s.timeouts), seen[1].max(s.spurious)];
+                }
+            }
+        });
         assert_eq!(outcome, Outcome::Complete, "seed {seed}: {:?}", world.link);
+        timeouts.fetch_add(seen[0], Ordering::Relaxed);
+        spurious.fetch_add(seen[1], Ordering::Relaxed);
     });
+    let [timeouts, spurious] = [timeouts.into_inner(), spurious.into_inner()];
+    println!("in one seed of {LOOKED_AT}: {timeouts} timeouts, {spurious} episodes undone");
+    if seeds().count() > 1 {
+        assert!(timeouts > 100 && spurious > 20, "the links are not bad enough");
+    }
 }
 
 #[test]
@@ -91,7 +161,8 @@ fn a_restart_is_noticed_and_survived() {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x5EED);
         let mut link = bad_link(&mut rng);
         link.loss = link.loss.min(0.15);
-        let config = Config { give_up: Duration::from_secs(600), ..patient() };
+        let congestion = any_controller(&mut rng);
+        let config = Config { give_up: Duration::from_secs(600), congestion, ..patient() };
         let mut world = World::new(seed, link, &config, false);
         let transfer = Transfer::random(&mut rng);
         let victim = rng.random_range(0..2);

@@ -1,5 +1,6 @@
 //! Two cores, a link between them, and a clock that only moves when nothing
-//! is left to do.
+//! is left to do. Or several pairs on the two sides of one bottleneck: nodes
+//! with an even index sit on the left and talk to the next one, on the right.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -54,7 +55,6 @@ pub(crate) struct Node {
     pub(crate) events: Vec<Event>,
     pub(crate) restarts: u32,
     wake: Option<Time>,
-    link_free: Time,
     config: Config,
     key: SigningKey,
 }
@@ -63,8 +63,11 @@ pub(crate) struct World {
     pub(crate) now: Time,
     pub(crate) link: Link,
     pub(crate) rng: StdRng,
-    pub(crate) nodes: [Node; 2],
-    in_flight: BTreeMap<(Time, u64), (usize, Vec<u8>)>,
+    pub(crate) nodes: Vec<Node>,
+    /// By arrival: sender, receiver, datagram.
+    in_flight: BTreeMap<(Time, u64), (usize, usize, Vec<u8>)>,
+    /// The bottleneck from left to right, and back.
+    bottleneck: [Bottleneck; 2],
     sequence: u64,
     buffer: Vec<u8>,
     trace: bool,
@@ -72,53 +75,79 @@ pub(crate) struct World {
     /// Datagrams that reached a core.
     pub(crate) delivered: u64,
     /// Datagrams sent, by node.
-    pub(crate) sent: [u64; 2],
+    pub(crate) sent: Vec<u64>,
+}
+
+/// One direction of the link, shared by all that send that way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bottleneck {
+    free: Time,
+    waited: Duration,
+    passed: u32,
+}
+
+impl Bottleneck {
+    /// How long datagrams waited behind others, on average.
+    pub(crate) fn mean_wait(&self) -> Duration {
+        self.waited / self.passed.max(1)
+    }
 }
 
 impl World {
     pub(crate) fn new(seed: u64, link: Link, config: &Config, loopback: bool) -> Self {
+        Self::pairs(1, seed, link, config, loopback)
+    }
+
+    pub(crate) fn pairs(pairs: u8, seed: u64, link: Link, config: &Config, loopback: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let ip = if loopback { "127.0.0" } else { "10.0.0" };
-        let nodes = [1u32, 2].map(|n| {
-            let key = SigningKey::from_bytes(&[n as u8; 32]);
+        let node = |n: u8| {
+            let key = SigningKey::from_bytes(&[n; 32]);
             let address = format!("{ip}.{n}:4000").parse().expect("an address");
             let core = Core::new(config.clone(), key.clone(), rng.random());
             Node {
-                id: NodeId(n),
+                id: NodeId(n.into()),
                 address,
                 core,
                 events: Vec::new(),
                 restarts: 0,
                 wake: None,
-                link_free: Time::ZERO,
                 config: config.clone(),
                 key,
             }
-        });
+        };
+        let nodes: Vec<Node> = (1..=2 * pairs).map(node).collect();
         let mut world = Self {
             now: Time::ZERO,
             link,
             rng,
+            sent: vec![0; nodes.len()],
             nodes,
             in_flight: BTreeMap::new(),
+            bottleneck: [Bottleneck::default(); 2],
             sequence: 0,
             buffer: Vec::new(),
             stuck: 0,
             trace: std::env::var_os("PILOT_SIM_SEED").is_some(),
             delivered: 0,
-            sent: [0; 2],
         };
-        world.introduce(0);
-        world.introduce(1);
+        for i in 0..world.nodes.len() {
+            world.introduce(i);
+        }
         world
     }
 
     fn introduce(&mut self, i: usize) {
-        let peer = self.nodes[1 - i].id;
+        let peer = self.nodes[i ^ 1].id;
         let node = &mut self.nodes[i];
         node.core.handle(Input::LocalNode(node.id), self.now);
         node.core
             .handle(Input::Permission { node: peer, permission: Permission::Trusted }, self.now);
+    }
+
+    /// The bottleneck that node `i` sends through.
+    pub(crate) fn bottleneck(&self, i: usize) -> Bottleneck {
+        self.bottleneck[i % 2]
     }
 
     /// Replaces a node by a fresh one with the same identity and address.
@@ -133,7 +162,7 @@ impl World {
 
     /// Drains both cores; events stay in `nodes[i].events`.
     pub(crate) fn settle(&mut self) {
-        for i in 0..2 {
+        for i in 0..self.nodes.len() {
             self.drain(i);
         }
     }
@@ -199,21 +228,24 @@ impl World {
             }
             let mut arrival = self.now + self.link.delay;
             if self.link.rate > 0 {
-                let node = &mut self.nodes[from];
-                let waiting = node.link_free.since(self.now).as_secs_f64() * self.link.rate as f64;
+                let bottleneck = &mut self.bottleneck[from % 2];
+                let wait = bottleneck.free.since(self.now);
+                let waiting = wait.as_secs_f64() * self.link.rate as f64;
                 if self.link.queue > 0 && waiting + datagram.len() as f64 > self.link.queue as f64 {
                     return;
                 }
                 let wire = Duration::from_secs_f64(datagram.len() as f64 / self.link.rate as f64);
-                node.link_free = node.link_free.max(self.now) + wire;
-                arrival = node.link_free + self.link.delay;
+                bottleneck.waited += wait;
+                bottleneck.passed += 1;
+                bottleneck.free = bottleneck.free.max(self.now) + wire;
+                arrival = bottleneck.free + self.link.delay;
             }
             if self.rng.random_bool(self.link.reorder) {
                 let jitter = self.link.jitter.as_nanos() as u64;
                 arrival = arrival + Duration::from_nanos(self.rng.random_range(0..=jitter));
             }
             self.sequence += 1;
-            self.in_flight.insert((arrival, self.sequence), (target, data));
+            self.in_flight.insert((arrival, self.sequence), (from, target, data));
         }
     }
 
@@ -231,8 +263,8 @@ impl World {
             if entry.key().0 > self.now {
                 break;
             }
-            let (target, mut data) = entry.remove();
-            let from = self.nodes[1 - target].address;
+            let (from, target, mut data) = entry.remove();
+            let from = self.nodes[from].address;
             self.delivered += 1;
             self.nodes[target].core.handle(Input::Datagram { from, data: &mut data }, self.now);
         }
