@@ -550,6 +550,9 @@ impl Core {
                 peer.tunnel.hurry();
                 self.exchange_if_due(slot, now);
             }
+            if moved {
+                self.shrink_streams(slot);
+            }
             self.queue_peer(slot);
             return;
         }

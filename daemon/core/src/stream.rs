@@ -425,7 +425,7 @@ impl Stream {
             return Reaction::OutOfState;
         }
         self.timers.heard(now);
-        self.timers.answered(&mut self.rtt, now);
+        self.timers.syn_ack_answered(&mut self.rtt, now);
         self.stats.segs_recv += 1;
         if self.state == State::TimeWait {
             self.late_packet(header);

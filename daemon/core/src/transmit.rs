@@ -356,9 +356,16 @@ impl Core {
         let alarm = stream.on_timeout(now);
         self.touch(slot);
         let Some(peer) = peer else { return };
-        if alarm.black_hole && self.peers[peer].path.mtu.black_hole(now) {
-            self.shrink_streams(peer);
-            self.probe_path(peer, now);
+        if alarm.black_hole {
+            if self.peers[peer].path.mtu.black_hole(now) {
+                self.shrink_streams(peer);
+                self.probe_path(peer, now);
+            } else {
+                // What was cut for the path before this one is still too long.
+                let rooms = self.rooms(peer);
+                let stream = &mut self.streams[slot];
+                stream.path_shrank(stream.room(rooms));
+            }
         }
         let relayable = self.beacon.is_some() && !self.peers[peer].path.relay;
         if alarm.relay && relayable && self.peers[peer].path.start_relay(now) {

@@ -334,7 +334,9 @@ async fn pass_down(
                 client.tell_answers(shared).await;
                 from = at + used;
             }
-            Ok(Event::Accept { local_port, .. }) if shared.desk.borrow().holds(local_port) => {
+            Ok(Event::Accept { local_port, .. })
+                if shared.desk.borrow().holds(worker, local_port) =>
+            {
                 source.held = true;
                 break;
             }

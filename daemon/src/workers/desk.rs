@@ -200,10 +200,13 @@ impl Desk {
         }
     }
 
-    /// Whether a connection to this port must wait: the client has not been
-    /// told yet that the port is bound.
-    pub(super) fn holds(&self, port: u16) -> bool {
-        self.pending.values().any(|p| p.kind == Kind::Bind(port))
+    /// Whether a connection to this port from a worker must wait: that worker
+    /// has bound it, and the client has not been told yet. One that comes before
+    /// the worker's answer belongs to an earlier binding; holding it would hold
+    /// the answer behind it too.
+    pub(super) fn holds(&self, worker: usize, port: u16) -> bool {
+        let answered = |p: &Pending| p.waiting & bit(worker) == 0;
+        self.pending.values().any(|p| p.kind == Kind::Bind(port) && answered(p))
     }
 
     /// A worker's answer to the request with this tag.
@@ -269,7 +272,8 @@ impl Desk {
 
     /// Lets a port go that the client neither has nor waits for.
     fn release(&mut self, port: u16) {
-        if !self.bound.contains(&port) && !self.holds(port) {
+        let binding = self.pending.values().any(|p| p.kind == Kind::Bind(port));
+        if !self.bound.contains(&port) && !binding {
             let mut claims = self.claims.borrow_mut();
             if claims.0.get(&port) == Some(&self.client) {
                 claims.0.remove(&port);

@@ -47,6 +47,7 @@ impl Peer {
         let mut peer = Self { world, shared, sealing, base: 0, una: 0, sent: 0, window: 64 };
         let mut options = Vec::new();
         let offer = Options {
+            compact: false,
             max_segment: Some(u16::MAX),
             stream_ack: true,
             half_close: true,

@@ -36,6 +36,12 @@ impl Pacer {
         self.hold_until
     }
 
+    /// A hold that has passed is no deadline any more, whatever else holds the
+    /// stream back.
+    pub(super) fn expire(&mut self, now: Time) {
+        self.hold_until = self.hold_until.filter(|at| *at > now);
+    }
+
     /// `len` bytes leave, at `rate` bytes per second.
     pub(super) fn sent(&mut self, len: usize, segment: usize, rate: Option<u64>, now: Time) {
         let Some(rate) = rate.filter(|r| *r > 0) else {

@@ -77,6 +77,7 @@ impl Stream {
             && self.send.segments() > 0
             && header.window == self.peer_window;
         self.peer_window = header.window;
+        self.timers.answered |= pure;
         let min_rtt = self.rtt.min();
         let mut acked = Acked::default();
         if ack > self.send.una() {
@@ -208,6 +209,8 @@ impl Stream {
     /// Segments were found lost while `in_flight` bytes were out.
     pub(super) fn enter_recovery(&mut self, in_flight: usize, now: Time) {
         self.stats.fast_retx += 1;
+        // What goes again now is no probe.
+        self.timers.tail_probe_due = false;
         if !self.recovery.active() {
             self.recovery.begin(self.send.next(), false);
             self.congestion.on_loss(in_flight, self.segment_guess(), now);

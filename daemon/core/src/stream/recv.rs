@@ -19,6 +19,9 @@ const OWN_CHUNK: usize = 4096;
 /// limit; beyond it new ones are dropped and sent again.
 const MIN_PIECES: usize = 64;
 const BYTES_PER_PIECE: usize = 512;
+/// What a piece costs beside its bytes: its allocation, its places in the map
+/// and among the ranges.
+const PIECE_COST: usize = 128;
 /// Ranges that changed last and are reported first.
 const RECENT: usize = 32;
 /// A segment this large is acknowledged at once: it counts as two full-sized
@@ -50,6 +53,8 @@ pub(crate) struct RecvSide {
     /// A piece that came twice, to be reported once (RFC 2883).
     twice: Option<(u64, u64)>,
     end: Option<u64>,
+    /// In-order data was not taken for want of memory.
+    refused: bool,
     window: Window,
     /// First offset beyond what the peer was last told it may send.
     edge: u64,
@@ -77,6 +82,7 @@ impl RecvSide {
             recent: VecDeque::new(),
             twice: None,
             end: None,
+            refused: false,
             window: Window { limit, most, cap: usize::MAX, strict: false, round: None },
             edge: limit as u64,
             unacked_segments: 0,
@@ -102,9 +108,12 @@ impl RecvSide {
         self.twice.is_some() || self.ranges.len() > 0
     }
 
-    /// Bytes held, read or not in order.
+    /// Bytes of memory held: what waits to be read, room in the newest chunk
+    /// included, and pieces out of order with what each costs beside its bytes.
     pub(crate) fn held(&self) -> usize {
-        self.buffered + self.out_of_order_bytes
+        let room = self.tail.capacity() - self.tail.len();
+        let pieces = self.out_of_order.len() * PIECE_COST;
+        self.buffered + room + self.out_of_order_bytes + pieces
     }
 
     /// Whether every byte before the end has arrived.
@@ -186,6 +195,7 @@ impl RecvSide {
         // What was promised is taken, unless the daemon has no memory left: it
         // is not acknowledged then, and comes again.
         let edge = if self.window.strict { limit } else { limit.max(self.edge) };
+        self.refused |= self.next + len as u64 > edge;
         if !trickle || room >= len {
             return edge;
         }
@@ -362,8 +372,13 @@ impl RecvSide {
 
     /// After a read: whether the window grew enough to tell the peer
     /// (RFC 9293, section 3.8.6.2.2).
-    pub(crate) fn window_update_due(&self) -> bool {
+    pub(crate) fn window_update_due(&mut self) -> bool {
         let possible = self.next + self.free() as u64;
+        // What was refused comes again when the peer hears that there is room.
+        if self.refused && self.free() as u64 >= 2 * WINDOW_UNIT {
+            self.refused = false;
+            return true;
+        }
         possible >= self.edge + self.window.limit as u64 / 2
             || (self.edge < self.next + 2 * WINDOW_UNIT && possible >= self.edge + 2 * WINDOW_UNIT)
     }

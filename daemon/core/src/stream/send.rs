@@ -223,10 +223,7 @@ impl SendSide {
         now: Time,
         result: &mut Acked,
     ) {
-        let (left, right) = (left.max(self.una), right.min(self.next));
-        if left >= right {
-            return;
-        }
+        let Some((left, right)) = self.whole_segments(left, right) else { return };
         // A hole that closes joins two ranges, and a segment may lie across the
         // seam: look from the end of what was known before the hole.
         let Some((whole, fresh)) = self.sacked_ranges.add(left, right) else { return };
@@ -246,6 +243,15 @@ impl SendSide {
             self.rack_dirty = true;
             self.delivered(segment, min_rtt, now, result);
         }
+    }
+
+    /// The part of `left..right` that consists of whole segments, so that there
+    /// are never more ranges than segments, whatever a peer reports.
+    fn whole_segments(&self, left: u64, right: u64) -> Option<(u64, u64)> {
+        let first = self.segments.partition_point(|s| s.start < left);
+        let after = self.segments.partition_point(|s| s.end() <= right);
+        let last = after.checked_sub(1).filter(|last| *last >= first)?;
+        Some((self.segments.get(first)?.start, self.segments[last].end()))
     }
 
     fn total(&mut self, fate: Fate) -> &mut usize {

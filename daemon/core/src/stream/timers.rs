@@ -69,6 +69,8 @@ pub(super) struct Timers {
     tail_probe_at: Option<Time>,
     tail_probed: bool,
     timeouts: u32,
+    /// A bare acknowledgement came since the last timeout.
+    pub(super) answered: bool,
     last_progress: Time,
     persist_at: Option<Time>,
     persist_pause: Duration,
@@ -112,6 +114,7 @@ impl Timers {
             tail_probe_at: None,
             tail_probed: false,
             timeouts: 0,
+            answered: false,
             last_progress: now,
             persist_at: None,
             persist_pause: PERSIST_FIRST,
@@ -183,7 +186,7 @@ impl Timers {
 
     /// The first packet after the SYN: the side that accepts measures a round
     /// trip as well, which its window needs before it ever sends.
-    pub(super) fn answered(&mut self, rtt: &mut Rtt, now: Time) {
+    pub(super) fn syn_ack_answered(&mut self, rtt: &mut Rtt, now: Time) {
         if let Some(sent) = self.syn_ack_at.take() {
             rtt.sample(now.since(sent));
         }
@@ -380,6 +383,7 @@ impl Stream {
 
     fn open_timeout(&mut self, alarm: &mut Alarm, now: Time) {
         let due = |at: Option<Time>| at.is_some_and(|at| now >= at);
+        self.pacer.expire(now);
         if due(self.timers.rto_at) {
             self.retransmission_timeout(alarm, now);
         }
@@ -427,7 +431,10 @@ impl Stream {
         self.time_out(now);
         self.timers.timeouts += 1;
         alarm.silent = self.timers.timeouts >= SUSPECT_TIMEOUTS;
-        alarm.black_hole = self.timers.timeouts >= BLACK_HOLE_TIMEOUTS && self.send.segments() > 0;
+        // Who answers has got the segment, and refused it for want of memory.
+        let answered = std::mem::take(&mut self.timers.answered);
+        alarm.black_hole =
+            !answered && self.timers.timeouts >= BLACK_HOLE_TIMEOUTS && self.send.segments() > 0;
         if self.fin == Fin::Sent && self.send.all_acked() {
             if self.ours.is_none() && self.timers.timeouts >= PUBLISHED_FINS {
                 self.fin = Fin::Acked;

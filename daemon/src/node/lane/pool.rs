@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-/// Buffers kept, 64 KiB each: what a send buffer holds.
-const KEPT: usize = 64;
+/// Buffers kept, 64 KiB each: as much as one ring holds.
+const KEPT: usize = 8;
 
 /// Buffers of one lane.
 #[derive(Default)]
