@@ -3,7 +3,7 @@
 //! The bench program runs the daemons and registry like a user does, and itself
 //! again as client and server application (`bench role ...`), so that every
 //! side is a process of its own. The program of `tests/peers` does the same with
-//! other projects' transports, and runs the rows of [`peers`].
+//! other projects' transports, and runs the rows of `peers`.
 
 mod client;
 mod cost;
