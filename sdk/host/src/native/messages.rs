@@ -118,9 +118,10 @@ impl Queue {
         }
     }
 
-    /// Takes all messages; empty when there are none.
-    pub(super) fn take(&self, into: &mut VecDeque<Message>) {
-        std::mem::swap(&mut self.lock().messages, into);
+    /// The next message. What is behind it stays here, where it can be refused
+    /// when the thread does not come back.
+    pub(super) fn pop(&self) -> Option<Message> {
+        self.lock().messages.pop_front()
     }
 
     /// Sleeps until there is a message, or until `at`.

@@ -1,7 +1,6 @@
 //! An instance's thread: takes messages, calls into the plugin, and accounts
 //! for the time.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +23,8 @@ use super::watchdog;
 use crate::instance::{Context, Failure, Incident, Instance, StartError};
 use crate::stream::BoxStream;
 
+/// Messages before timers get their turn.
+const MESSAGES: usize = 256;
 /// Timers that fire before messages get their turn.
 const TIMERS: usize = 256;
 
@@ -121,34 +122,29 @@ struct Thread {
 
 impl Thread {
     fn run(&mut self) {
-        let mut messages = VecDeque::new();
         loop {
-            self.shared.queue.take(&mut messages);
-            let idle = messages.is_empty();
-            while let Some(message) = messages.pop_front() {
-                if matches!(message, Message::Stop) || self.shared.is_abandoned() {
-                    self.refuse(message, messages);
+            let mut taken = 0;
+            while taken < MESSAGES {
+                let Some(message) = self.shared.queue.pop() else { break };
+                taken += 1;
+                if matches!(message, Message::Stop) {
                     return;
                 }
                 self.message(message);
+                if self.shared.is_abandoned() {
+                    return;
+                }
             }
             self.fire_timers();
             if self.shared.is_abandoned() || self.is_drained() {
                 return;
             }
-            if idle {
+            if taken == 0 || taken == MESSAGES {
                 self.account();
+            }
+            if taken == 0 {
                 let until = [self.local.next_timer(), self.draining];
                 self.shared.queue.wait(until.into_iter().flatten().min());
-            }
-        }
-    }
-
-    /// Resets streams that were never given to the plugin.
-    fn refuse(&self, first: Message, rest: VecDeque<Message>) {
-        for message in std::iter::once(first).chain(rest) {
-            if let Message::Open(mut stream) = message {
-                stream.reset(&format!("plugin {} ends", self.shared.context.name));
             }
         }
     }
