@@ -2,6 +2,7 @@
 //! `thread` runs an instance on a thread of its own, `table` is what the
 //! instance can call, `watchdog` sees what takes too long.
 
+mod elf;
 mod instance;
 mod library;
 mod local;

@@ -18,7 +18,7 @@ use pilot_plugin::abi::{
 };
 use serde_json::Value;
 
-use super::thread;
+use super::{elf, thread};
 use crate::instance::{Backend, Context, Instance, StartError};
 
 /// How long the constructors of a library and its entry may take.
@@ -130,10 +130,14 @@ pub fn open_native(path: &Path) -> Result<Arc<dyn Backend>, OpenError> {
 
 fn open(path: &Path) -> Result<Native, OpenError> {
     let owned = || path.to_owned();
+    let load = |why: String| OpenError::Load { path: owned(), why };
+    let file = std::fs::read(path).map_err(|e| load(e.to_string()))?;
+    elf::check(&file).map_err(load)?;
+    drop(file);
     // SAFETY: running the library's constructors is what was asked for; what
     // they do is the library's.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
-        .map_err(|e| OpenError::Load { path: owned(), why: e.to_string() })?;
+        .map_err(|e| load(e.to_string()))?;
     // Never closed: thread-locals, released buffers and running threads may
     // refer to it for as long as the process lives.
     let library: &'static Library = Box::leak(Box::new(library));

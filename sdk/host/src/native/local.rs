@@ -126,10 +126,14 @@ impl Local {
         stream.as_mut().map(|stream| f(stream, &entry.cell))
     }
 
+    /// Sets the plugin's pointer for a stream, and has it told of the stream.
     pub(super) fn attach(&self, id: u64, user: User) -> bool {
         let mut streams = self.streams.borrow_mut();
         let entry = streams.get_mut(index(id)).and_then(Option::as_mut);
-        entry.filter(|entry| entry.id == id).map(|entry| entry.user = user).is_some()
+        let Some(entry) = entry.filter(|entry| entry.id == id) else { return false };
+        entry.user = user;
+        entry.cell.first();
+        true
     }
 
     /// Takes a stream out: its number is not valid any more.

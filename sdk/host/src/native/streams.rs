@@ -66,6 +66,11 @@ impl Cell {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has the plugin told that it may read and write.
+    pub(super) fn first(&self) {
+        self.flags.raise(READABLE | WRITABLE);
+    }
+
     /// What has become ready since the last call.
     pub(super) fn take_ready(&self) -> u32 {
         self.flags.ready.swap(0, Ordering::AcqRel)
