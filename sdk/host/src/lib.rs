@@ -10,6 +10,7 @@
 mod instance;
 mod native;
 mod platform;
+mod process;
 mod stream;
 
 pub use instance::{
@@ -18,4 +19,5 @@ pub use instance::{
 };
 pub use native::{OpenError, open_native};
 pub use platform::{CallError, Platform, PortService};
+pub use process::{ProcessError, open_process, run_child};
 pub use stream::{BoxStream, HostStream};

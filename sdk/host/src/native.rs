@@ -14,3 +14,4 @@ mod thread;
 mod watchdog;
 
 pub use library::{OpenError, open_native};
+pub(crate) use shared::callback_name;

@@ -3,31 +3,13 @@
 mod world;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use pilot_host::{Limits, OpenError, StartError, open_native};
 use pilot_plugin::{JoinRequest, Verdict};
 use pilot_wire::{Address, NodeId};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use world::{World, block_on, stream, wait_for};
-
-/// Compiles a C file below the top of the project.
-fn compile(source: &str, define: &str) -> (TempDir, PathBuf) {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("libplugin.so");
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]);
-    cc.arg("-I").arg(top.join("sdk/plugin/include")).arg("-o").arg(&file);
-    if !define.is_empty() {
-        cc.arg(format!("-D{define}"));
-    }
-    assert!(cc.arg(top.join(source)).status().unwrap().success(), "{source} does not compile");
-    (dir, file)
-}
+use world::{World, block_on, compile, stream, wait_for};
 
 #[test]
 fn the_example_in_c_serves() {

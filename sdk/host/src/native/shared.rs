@@ -64,6 +64,11 @@ pub(super) const CALLBACKS: [&str; 11] = [
     "drain",
 ];
 
+/// The name of a callback that another process told.
+pub(crate) fn callback_name(told: &str) -> &'static str {
+    CALLBACKS.into_iter().find(|name| *name == told).unwrap_or("callback")
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Callback {
     Start,

@@ -3,9 +3,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses some of it")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context as TaskContext, Poll, Waker};
@@ -19,6 +19,7 @@ use pilot_host::{
 use pilot_plugin::Peer;
 use pilot_wire::{Address, NodeId, SocketAddress};
 use serde_json::{Map, Value, json};
+use tempfile::TempDir;
 
 /// How long anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,20 +45,48 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 /// Builds a plugin of the workspace and gives its file.
 pub fn plugin(package: &str) -> PathBuf {
+    build(&["--package", package]).join(format!("lib{}.so", package.replace('-', "_")))
+}
+
+/// Builds a program of the workspace and gives its file.
+pub fn program(package: &str, name: &str) -> PathBuf {
+    build(&["--package", package, "--bin", name]).join(name)
+}
+
+/// Builds with the profile of this test; the folder of what was built.
+fn build(what: &[&str]) -> PathBuf {
+    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let target = std::env::current_exe().unwrap();
     // target/PROFILE/deps/TEST
     let profile = target.parent().and_then(|deps| deps.parent()).unwrap();
-    let file = profile.join(format!("lib{}.so", package.replace('-', "_")));
-    static BUILD: Mutex<()> = Mutex::new(());
-    let _one = BUILD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if built.contains(&what.join(" ")) {
+        return profile.to_owned();
+    }
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.args(["build", "--quiet", "--package", package, "--target-dir"]);
-    command.arg(profile.parent().unwrap());
+    command.args(["build", "--quiet"]).args(what);
+    command.arg("--target-dir").arg(profile.parent().unwrap());
     if profile.ends_with("release") {
         command.arg("--release");
     }
-    assert!(command.status().unwrap().success(), "{package} does not build");
-    file
+    assert!(command.status().unwrap().success(), "{what:?} does not build");
+    built.insert(what.join(" "));
+    profile.to_owned()
+}
+
+/// Compiles a C file below the top of the project.
+pub fn compile(source: &str, define: &str) -> (TempDir, PathBuf) {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("libplugin.so");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]);
+    cc.arg("-I").arg(top.join("sdk/plugin/include")).arg("-o").arg(&file);
+    if !define.is_empty() {
+        cc.arg(format!("-D{define}"));
+    }
+    assert!(cc.arg(top.join(source)).status().unwrap().success(), "{source} does not compile");
+    (dir, file)
 }
 
 #[derive(Default)]
