@@ -9,6 +9,7 @@
 
 pub mod events;
 mod instance;
+pub mod journal;
 mod platform;
 mod stream;
 
