@@ -10,6 +10,8 @@
 mod files;
 mod instance;
 mod native;
+pub mod events;
+pub mod journal;
 mod platform;
 mod process;
 mod manager;
