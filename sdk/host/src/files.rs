@@ -122,7 +122,8 @@ pub(crate) fn check(path: &Path, kind: FileKind, demands: &Demands<'_>) -> Resul
     {
         return Err(format!("{shown} has SHA-256 {sha256}, but the configuration wants {pin}"));
     }
-    if !demands.keys.is_empty() && !(demands.shipped && demands.sha256.is_some()) {
+    let pinned = demands.shipped && demands.sha256.is_some();
+    if !demands.keys.is_empty() && !pinned {
         verify(path, &bytes, demands)?;
     }
     match kind {

@@ -36,7 +36,8 @@ pub struct Settings {
     /// Watched folders of scripts.
     pub script_dirs: Vec<PathBuf>,
     /// Ed25519 keys of which one must have signed a file; empty for no such
-    /// rule.
+    /// rule. A file that comes with Pilot needs a signature as well, unless its
+    /// entry pins its `sha256`.
     pub trusted_keys: Vec<VerifyingKey>,
 }
 

@@ -265,7 +265,6 @@ impl Worker {
             .plugins
             .entry(name.to_owned())
             .or_insert_with(|| Plugin::new(name, wanted.clone()));
-        let was_off = plugin.machine.tried().is_none() && plugin.last.is_none();
         let before = plugin.machine.tried().map(|tried| Arc::clone(&tried.entry));
         plugin.wanted = wanted;
         plugin.gone = false;
@@ -278,17 +277,17 @@ impl Worker {
             None if plugin.wanted.named => Cause::Config,
             None => Cause::File,
         });
+        if !plugin.wanted.entry.enabled {
+            plugin.reason = Some("the configuration switches it off".to_owned());
+            plugin.conflict = None;
+        }
         match plugin.machine.want(print, again) {
             Do::Nothing => {
-                if was_off && !plugin.wanted.entry.enabled {
-                    plugin.reason = Some("the configuration switches it off".to_owned());
-                }
                 self.show(name);
                 None
             }
             Do::Stop => {
                 let generation = plugin.running.as_ref().map_or(0, |g| g.number);
-                plugin.reason = Some("the configuration switches it off".to_owned());
                 self.stop(name, "the configuration switches it off", self.options.drain);
                 tracing::info!(plugin = name, "switched off by the configuration");
                 let done = PluginReload {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -100,12 +100,7 @@ impl Worker {
         })
     }
 
-    pub(super) fn run(
-        mut self,
-        waiting: &Receiver<Command>,
-        inner: Weak<Inner>,
-        ready: &Sender<()>,
-    ) {
+    pub(super) fn run(mut self, waiting: &Receiver<Command>, inner: Weak<Inner>) {
         if self.options.watch {
             let changed = move || {
                 if let Some(inner) = inner.upgrade() {
@@ -115,8 +110,6 @@ impl Worker {
             self.watch = Some(Watch::new(Arc::new(changed)));
         }
         self.scan(Some(Cause::Start), false);
-        // Nobody waits for it any more: then it ends below.
-        let _ = ready.send(());
         let mut next = Instant::now() + TICK;
         loop {
             let now = Instant::now();
@@ -126,6 +119,7 @@ impl Worker {
             match waiting.recv_timeout(until.saturating_duration_since(now)) {
                 Ok(Command::Wake) | Err(RecvTimeoutError::Timeout) => {}
                 // Nobody may be waiting for an answer; that is their choice.
+                Ok(Command::Ready(reply)) => drop(reply.send(())),
                 Ok(Command::Reload(reply)) => drop(reply.send(self.scan(None, true))),
                 Ok(Command::Set(name, entry, reply)) => {
                     drop(reply.send(self.set_entry(&name, entry)));
@@ -403,7 +397,7 @@ impl Worker {
             None => self.set.remove(name),
         };
         let report = self.scan(Some(Cause::Set), false);
-        let mut done = report.plugins.into_iter().filter(|p| p.name == name).next_back();
+        let mut done = report.plugins.into_iter().rfind(|p| p.name == name);
         let unchanged = || {
             let plugin = self.plugins.get(name)?;
             Some(PluginReload {
