@@ -165,6 +165,8 @@ impl Keeper {
             self.number();
             self.commit();
         }
+        // Before anybody is answered: who asks next sees what the answer was about.
+        self.publish();
         match &self.stall {
             Some(stall) => {
                 let error = stall.error.clone();
