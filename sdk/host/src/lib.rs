@@ -32,6 +32,8 @@ pub use manager::{
     PluginReload, PluginStatus, Provides, ReloadReport, ReloadResult, ServiceStatus, SinkHandle,
     Sinks, State,
 };
+#[doc(hidden)]
+pub use native::time_events;
 pub use native::{OpenError, open_native};
 pub use platform::{CallError, Platform, PortService};
 pub use process::{ProcessError, open_process, run_child};

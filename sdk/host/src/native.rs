@@ -11,7 +11,9 @@ mod shared;
 mod streams;
 mod table;
 mod thread;
+mod timing;
 mod watchdog;
 
 pub use library::{OpenError, open_native};
 pub(crate) use shared::callback_name;
+pub use timing::time_events;

@@ -47,3 +47,13 @@ fn what_a_plugin_does_not_provide_is_refused() {
     let batch = pilot_plugin::Batch { sink: "none".to_owned(), lines: String::new() };
     assert_eq!(block_on(instance.deliver(batch)), Err(pilot_host::Failure::Unsupported));
 }
+
+#[test]
+fn an_event_can_be_timed() {
+    let context = World::new().context("echo", Limits::default());
+    let time = pilot_host::time_events(&plugin("pilot-plugin-echo"), context, 100_000).unwrap();
+    // How long it is depends on the machine; that it is not nothing shows that
+    // something was done.
+    assert!(time > Duration::ZERO);
+    eprintln!("an event takes {time:?}");
+}

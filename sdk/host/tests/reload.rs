@@ -50,6 +50,7 @@ impl Setup {
         let manager =
             Manager::start(options, Arc::new(Loaders), Arc::new(NoSinks), Arc::clone(&world) as _)
                 .unwrap();
+        block_on(manager.ready());
         Self { world, manager, library, _compiled: compiled, dir }
     }
 

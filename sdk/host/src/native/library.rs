@@ -170,6 +170,11 @@ fn open(path: &Path) -> Result<Native, OpenError> {
     Ok(Native { manifest, callbacks: Callbacks(Arc::new(Table(table))) })
 }
 
+/// The callbacks of a library alone.
+pub(super) fn load(path: &Path) -> Result<Callbacks, OpenError> {
+    open(path).map(|native| native.callbacks)
+}
+
 fn manifest(text: PilotSlice) -> Result<Manifest, String> {
     if text.data.is_null() || text.len > MAX_MANIFEST {
         return Err(format!("it has {} bytes, {MAX_MANIFEST} are allowed", text.len));

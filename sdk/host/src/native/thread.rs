@@ -111,13 +111,13 @@ fn reason(status: i32, text: String) -> String {
     if text.is_empty() { format!("status {status}, no reason given") } else { text }
 }
 
-struct Thread {
-    shared: Arc<Shared>,
-    local: Rc<Local>,
-    callbacks: Callbacks,
-    handle: Handle,
+pub(super) struct Thread {
+    pub(super) shared: Arc<Shared>,
+    pub(super) local: Rc<Local>,
+    pub(super) callbacks: Callbacks,
+    pub(super) handle: Handle,
     /// No new streams; at this moment the end.
-    draining: Option<Instant>,
+    pub(super) draining: Option<Instant>,
 }
 
 impl Thread {
@@ -172,7 +172,7 @@ impl Thread {
         }
     }
 
-    fn open(&self, stream: BoxStream) {
+    pub(super) fn open(&self, stream: BoxStream) {
         let (remote, port) = (stream.remote(), stream.local_port());
         self.shared.counters.streams_total.fetch_add(1, Ordering::Relaxed);
         let peer = self.shared.context.platform.peer(remote);
@@ -268,7 +268,11 @@ impl Thread {
 
     /// Calls into the plugin. After a panic every question fails: the future
     /// that was to answer it may be the one that is gone.
-    fn call(&self, callback: Callback, f: impl FnOnce(&Callbacks, Handle) -> i32) -> i32 {
+    pub(super) fn call(
+        &self,
+        callback: Callback,
+        f: impl FnOnce(&Callbacks, Handle) -> i32,
+    ) -> i32 {
         self.shared.enter(callback);
         let status = f(&self.callbacks, self.handle);
         self.shared.leave();
@@ -300,7 +304,7 @@ impl Thread {
     }
 
     /// Takes leave of the plugin.
-    fn end(&self) {
+    pub(super) fn end(&self) {
         if !self.shared.is_abandoned() {
             for id in self.local.stream_ids() {
                 let Some((_, user)) = self.local.stream(id) else { continue };

@@ -3,13 +3,13 @@
 
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses some of it")]
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context as TaskContext, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use pilot_host::{
@@ -43,25 +43,29 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
         .expect("no answer within the patience of a test")
 }
 
-/// Builds a plugin of the workspace and gives its file.
+/// A plugin of the workspace. Building the workspace makes it; here it is made
+/// only when it is missing or older than what it is made of.
 pub fn plugin(package: &str) -> PathBuf {
-    build(&["--package", package]).join(format!("lib{}.so", package.replace('-', "_")))
+    made(&["--package", package], &format!("lib{}.so", package.replace('-', "_")))
 }
 
-/// Builds a program of the workspace and gives its file.
+/// A program of the workspace, likewise.
 pub fn program(package: &str, name: &str) -> PathBuf {
-    build(&["--package", package, "--bin", name]).join(name)
+    made(&["--package", package, "--bin", name], name)
 }
 
-/// Builds with the profile of this test; the folder of what was built.
-fn build(what: &[&str]) -> PathBuf {
-    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let target = std::env::current_exe().unwrap();
+fn made(what: &[&str], name: &str) -> PathBuf {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let test = std::env::current_exe().unwrap();
     // target/PROFILE/deps/TEST
-    let profile = target.parent().and_then(|deps| deps.parent()).unwrap();
-    if built.contains(&what.join(" ")) {
-        return profile.to_owned();
+    let profile = test.parent().and_then(|deps| deps.parent()).unwrap();
+    let file = profile.join(name);
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let sources = ["sdk/wire/src", "sdk/plugin/src", "sdk/host/src", "plugins", "tests/plugins"];
+    let newest = sources.iter().map(|folder| newest(&top.join(folder))).max().unwrap();
+    if file.metadata().and_then(|m| m.modified()).is_ok_and(|made| made >= newest) {
+        return file;
     }
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     command.args(["build", "--quiet"]).args(what);
@@ -70,8 +74,19 @@ fn build(what: &[&str]) -> PathBuf {
         command.arg("--release");
     }
     assert!(command.status().unwrap().success(), "{what:?} does not build");
-    built.insert(what.join(" "));
-    profile.to_owned()
+    // Cargo leaves what is up to date as it is.
+    std::fs::File::open(&file).unwrap().set_modified(SystemTime::now()).unwrap();
+    file
+}
+
+/// When the newest file below a folder was changed.
+fn newest(folder: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let of = |entry: std::fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => newest(&entry.path()),
+        _ => entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH),
+    };
+    entries.map(of).max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// Compiles a C file below the top of the project.
