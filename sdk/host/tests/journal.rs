@@ -174,10 +174,11 @@ fn partial_answers_and_failures_lose_nothing() {
     ];
     let sink = Sink::new(answers);
     let journal = open(folder.path());
-    let settings = SinkSettings { linger: Span(Duration::from_millis(200)), ..quick() };
-    let attached = journal.attach("siem", settings, sink.deliver()).expect("attached");
+    let attached = journal.attach("siem", quick(), sink.deliver()).expect("attached");
+    attached.detach();
     (1..=10).for_each(|n| journal.emit(event(n)));
     journal.flush().expect("recorded");
+    let attached = journal.attach("siem", quick(), sink.deliver()).expect("attached");
     until("all", || drained(&attached));
     let batches = sink.batches.lock().unwrap().clone();
     let seen: Vec<Vec<u64>> =
@@ -304,16 +305,17 @@ fn refused_events_go_to_the_dead_letters_before_the_rest_goes_on() {
     let watch = Sink::new([]);
     let journal = open(&folder.path().join("journal"));
     let settings = SinkSettings {
-        linger: Span(Duration::from_millis(200)),
         dead_letter: Some(letters.clone()),
         events: vec!["conn.*".into()],
         ..quick()
     };
-    let attached = journal.attach("siem", settings, sink.deliver()).expect("attached");
+    let attached = journal.attach("siem", settings.clone(), sink.deliver()).expect("attached");
+    attached.detach();
     let watching = SinkSettings { events: vec!["sink.*".into()], ..quick() };
     let watched = journal.attach("watch", watching, watch.deliver()).expect("attached");
     (1..=5).for_each(|n| journal.emit(event(n)));
     journal.flush().expect("recorded");
+    let attached = journal.attach("siem", settings, sink.deliver()).expect("attached");
     until("the rest", || drained(&attached) && !watch.events().is_empty() && drained(&watched));
     assert_eq!(sink.numbers(), [1, 2, 3, 4, 5, 4, 5]);
     let text = std::fs::read_to_string(&letters).expect("dead letters");

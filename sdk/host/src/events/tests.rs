@@ -253,6 +253,31 @@ fn the_documents_say_what_the_types_say() {
     same(&file, &format!("{before}{begin}{}{end}{after}", reference()));
 }
 
+#[test]
+fn the_examples_in_the_document_fit_the_schema() {
+    let document = std::fs::read_to_string(repository().join("docs/EVENTS.md")).expect("document");
+    let validator = jsonschema::validator_for(&schema()).expect("a schema");
+    let mut seen = 0;
+    for block in document.split("```json\n").skip(1) {
+        for line in block.split("```").next().expect("its end").lines() {
+            let value: Value = serde_json::from_str(line).expect(line);
+            assert!(validator.is_valid(&value), "{line}");
+            let event: Event = serde_json::from_str(line).expect(line);
+            assert_eq!(serde_json::to_string(&event).expect("JSON"), line);
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "{seen}");
+    for part in RESERVED {
+        assert!(document.contains(&format!("`{part}`")), "{part} is not in the document");
+    }
+    // Defaults in the table of settings.
+    let settings = crate::journal::SinkSettings::default();
+    for key in serde_json::to_value(settings).expect("JSON").as_object().expect("keys").keys() {
+        assert!(document.contains(&format!("`{key}`")), "{key} is not in the document");
+    }
+}
+
 fn same(file: &Path, text: &str) {
     if std::env::var_os("PILOT_BLESS").is_some() {
         std::fs::write(file, text).expect("written");
