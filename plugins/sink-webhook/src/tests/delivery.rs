@@ -255,7 +255,7 @@ async fn a_refused_event_is_named_and_the_rest_arrives() {
         let all = events(1000);
         match deliver(&worker, &all).await {
             Delivery::Reject { accepted: 636, rejected: 1, reason } => {
-                assert!(reason.contains("422 Unprocessable Content: event 637 has"), "{reason}");
+                assert!(reason.contains("422 Unprocessable Entity: event 637 has"), "{reason}");
             }
             other => panic!("{other:?}"),
         }
