@@ -10,8 +10,9 @@ use pilot_plugin::serde::Deserialize;
 
 use crate::source::Source;
 
-/// Longest time that one POST may be given.
-const MAX_TIMEOUT: Duration = Duration::from_secs(300);
+/// Longest time that one POST may be given: with the budget of a delivery less
+/// than the minute that a host waits for an answer.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Configuration of the event sink `sink-webhook`.
 #[derive(Clone, Default, Deserialize, JsonSchema)]
@@ -29,8 +30,7 @@ pub(crate) struct Config {
     /// Body of a POST in mode `batch`.
     pub(crate) format: BatchFormat,
     /// Longest time for one POST, from connecting to the end of the answer:
-    /// `500ms`, `5s`, `1m`, or a number of seconds. 5 s when absent; at most
-    /// five minutes.
+    /// `500ms`, `10s`, or a number of seconds. 5 s when absent; at most 30 s.
     pub(crate) timeout: Option<Timeout>,
     /// Headers added to each POST. A value is text, `{from-file: PATH}` or
     /// `{from-env: NAME}`.
@@ -156,7 +156,7 @@ impl TryFrom<WrittenTimeout> for Timeout {
             WrittenTimeout::Text(text) => duration(text),
         };
         time.filter(|time| !time.is_zero() && *time <= MAX_TIMEOUT).map(Self).ok_or_else(|| {
-            "`timeout` must be like `500ms`, `5s` or `1m`, more than 0 and at most 5m".to_owned()
+            "`timeout` must be like `500ms` or `10s`, more than 0 and at most 30s".to_owned()
         })
     }
 }
@@ -168,7 +168,6 @@ fn duration(text: &str) -> Option<Duration> {
     match unit {
         "ms" => Some(Duration::from_millis(number)),
         "" | "s" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_secs(number * 60)),
         _ => None,
     }
 }

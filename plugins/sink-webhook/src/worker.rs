@@ -22,8 +22,8 @@ use crate::settings::Settings;
 /// and further ones wait to be put in.
 const WAITING: usize = 1;
 
-/// Time for one delivery, after which it reports how far it got. A host waits
-/// longer than this for an answer.
+/// Time for one delivery, after which it reports how far it got; the POST that
+/// is under way by then may take its own time. A host waits a minute.
 const BUDGET: Duration = Duration::from_secs(10);
 
 /// A name lookup that hangs keeps the thread at the end no longer than this.
