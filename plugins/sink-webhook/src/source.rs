@@ -15,7 +15,8 @@ const MAX_FILE: u64 = 64 * 1024;
 const MIN_REDACTED: usize = 4;
 
 /// A text, or where it is found. Files and variables are read when the sink
-/// starts, on each reload, and after the receiver refused the credentials.
+/// starts, on each reload, and again after a POST that found no connection or
+/// whose credentials were refused.
 #[derive(Clone, Deserialize, JsonSchema)]
 #[serde(crate = "pilot_plugin::serde")]
 #[schemars(crate = "pilot_plugin::schemars")]

@@ -210,6 +210,13 @@ fn configurations() {
     assert_eq!(published.format, Format::Single);
     assert_eq!(published.headers["content-type"], "application/json");
 
+    let read = |name: &str| (name == "TOKEN").then(|| "t0ken\n".to_owned());
+    let token = json!({ "url": "http://127.0.0.1:1/", "bearer": { "from-env": "TOKEN" } });
+    let settings = Settings::resolve(&config(token), &read).unwrap().unwrap();
+    assert_eq!(settings.headers["authorization"], "Bearer t0ken");
+    assert!(settings.headers["authorization"].is_sensitive());
+    assert_eq!(settings.redact.clean("no t0ken"), "no ***");
+
     for (written, time) in [
         (json!("250ms"), Duration::from_millis(250)),
         (json!(7), Duration::from_secs(7)),

@@ -50,7 +50,7 @@ impl Worker {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let (jobs, queue) = mpsc::channel(WAITING);
         let thread = thread::Builder::new()
-            .name("sink-webhook".to_owned())
+            .name("webhook-post".to_owned())
             .spawn(move || run(runtime, queue, config, settings))?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
