@@ -305,7 +305,7 @@ impl Outlet {
     pub(super) fn judge(&self, outcome: Result<Delivery, Failure>) -> Verdict {
         let all = self.in_flight;
         let failed = |accepted: usize, pause: Option<u64>, reason: String| {
-            let attempts = if accepted > 0 { 1 } else { self.attempts.saturating_add(1) };
+            let attempts = if accepted > 0 { 0 } else { self.attempts.saturating_add(1) };
             let give_up = self.settings.max_attempts > 0 && attempts >= self.settings.max_attempts;
             let pause = pause.map(|ms| Duration::from_millis(ms).min(PAUSE_MAX));
             let (rejected, reason) = if give_up {
@@ -368,10 +368,11 @@ impl Outlet {
             }
             Attempt::Failed { pause } => {
                 let moved = verdict.accepted + verdict.rejected > 0;
-                self.attempts = if moved { 1 } else { self.attempts.saturating_add(1) };
+                self.attempts = if moved { 0 } else { self.attempts.saturating_add(1) };
                 self.again = (left > 0).then_some(left);
                 let (count, since) = self.trouble.get_or_insert((0, now));
-                *count += 1;
+                // A sink that gets on, if slowly, is not failing.
+                *count += u64::from(!moved);
                 let (count, since) = (*count, *since);
                 if count >= u64::from(FAILING_AFTER) && !self.failing {
                     self.failing = true;
