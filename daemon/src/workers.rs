@@ -24,6 +24,7 @@ pub(crate) use client::Settling;
 #[cfg(test)]
 pub(crate) use edge::edges;
 pub use edge::{Edge, EdgeCounters};
+pub(crate) use merge::merge;
 pub use plan::LoopPlan;
 #[cfg(test)]
 pub(crate) use router::Router;

@@ -397,6 +397,20 @@ impl Core {
         data: &[u8],
         now: Time,
     ) -> Result<(), DatagramError> {
+        self.send_datagram_from(to, 0, data, now)
+    }
+
+    /// The same from a given port; 0 is a new ephemeral one.
+    ///
+    /// # Errors
+    /// When it can certainly not arrive.
+    pub fn send_datagram_from(
+        &mut self,
+        to: SocketAddress,
+        source_port: u16,
+        data: &[u8],
+        now: Time,
+    ) -> Result<(), DatagramError> {
         let local = self.local.ok_or(DatagramError::NoAddressYet)?;
         if to.address.is_broadcast() {
             return Err(DatagramError::Broadcast);
@@ -409,7 +423,10 @@ impl Core {
         if data.len() > limit {
             return Err(DatagramError::TooLarge { len: data.len(), limit });
         }
-        let port = self.ports.ephemeral(|_| true).unwrap_or(u16::MAX);
+        let port = match source_port {
+            0 => self.ports.ephemeral(|_| true).unwrap_or(u16::MAX),
+            port => port,
+        };
         let header = Header {
             flags: Flags::NONE,
             protocol: Protocol::Datagram,

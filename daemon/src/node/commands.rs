@@ -351,14 +351,19 @@ impl Hub {
     }
 
     fn info(&mut self, client: &mut Client, tag: Option<u32>) {
+        let text = info::render(self.info_json());
+        client.answer_now(tag, &Event::Json { code: json::INFO, body: text.as_bytes() });
+    }
+
+    /// What `info` shows of this loop.
+    pub(crate) fn info_json(&self) -> serde_json::Value {
         let uptime = self.started.elapsed().as_secs();
         let facts = self.plane.facts();
         let mut value = info::info(&self.core, &facts, uptime, &self.counters, &self.udp);
         if let Some((worker, edge)) = self.edge {
             info::of_worker(&mut value, worker, edge);
         }
-        let text = info::render(value);
-        client.answer_now(tag, &Event::Json { code: json::INFO, body: text.as_bytes() });
+        value
     }
 }
 

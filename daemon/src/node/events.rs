@@ -115,6 +115,10 @@ impl Hub {
                 let local = self.give_to_service(stream.0, conn, local_port);
                 serve(&*service, local);
             }
+            Some(Listener::Plugin(service)) => {
+                let conn = Conn::new(Owner::Client(0), remote);
+                service.open(Box::new(self.give_to_service(stream.0, conn, local_port)));
+            }
             // Unbound since the SYN came.
             None => self.core.reset(stream),
         }
@@ -203,7 +207,7 @@ impl Hub {
     }
 
     /// Every client gets every datagram, as published; one that does not read
-    /// loses it.
+    /// loses it. So does a plugin that takes datagrams on this port.
     fn datagram(
         &mut self,
         clients: &mut Clients,
@@ -211,6 +215,14 @@ impl Hub {
         destination_port: u16,
         data: &Bytes,
     ) {
+        if let Some(Listener::Plugin(service)) = self.ports.get(&destination_port)
+            && service.takes_datagrams()
+        {
+            service.datagram(source, destination_port, data.clone());
+        }
+        if clients.len() == 0 {
+            return;
+        }
         let mut message = Vec::with_capacity(data.len() + 16);
         ClientEvent::ReceiveDatagram { source, destination_port, data }.encode(&mut message);
         let mut dropped = 0;

@@ -8,8 +8,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use pilot_core::{Core, Read, StreamId, Time};
+use pilot_host::PortService;
 use pilot_wire::ipc::{ErrorCode, Event, Features};
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::conn::{Conn, Ended, Owner};
 use super::lane::{Lane, Lanes};
@@ -36,6 +38,8 @@ const ANSWERS: usize = 256;
 pub(crate) enum Listener {
     Client(u64),
     Service(Rc<dyn Service>),
+    /// A plugin or script, on a thread of its own.
+    Plugin(Arc<dyn PortService>),
 }
 
 /// An answer of the control plane for a client.
@@ -185,6 +189,47 @@ impl Hub {
         stream
     }
 
+    /// Has `service` answer on `port`, instead of an earlier plugin, which is
+    /// returned.
+    ///
+    /// # Errors
+    /// When somebody else has the port, or the daemon is ending.
+    pub(crate) fn listen(
+        &mut self,
+        port: u16,
+        service: Arc<dyn PortService>,
+    ) -> Result<Option<Arc<dyn PortService>>, String> {
+        if self.ending {
+            return Err("the daemon is shutting down".to_owned());
+        }
+        match self.ports.get_mut(&port) {
+            Some(Listener::Plugin(earlier)) => Ok(Some(std::mem::replace(earlier, service))),
+            Some(Listener::Client(_)) => Err(format!(
+                "port {port} is bound by an agent of this daemon; end that agent or give {} \
+                 another port",
+                service.name()
+            )),
+            Some(Listener::Service(owner)) => Err(format!(
+                "port {port} belongs to the {} service of the daemon itself; give {} another port",
+                owner.name(),
+                service.name()
+            )),
+            None => {
+                self.core.listen(port).map_err(|e| format!("port {port}: {e}"))?;
+                self.ports.insert(port, Listener::Plugin(service));
+                Ok(None)
+            }
+        }
+    }
+
+    /// No plugin answers on `port` any more. What others have bound stays.
+    pub(crate) fn unlisten(&mut self, port: u16) {
+        if matches!(self.ports.get(&port), Some(Listener::Plugin(_))) {
+            self.ports.remove(&port);
+            self.core.unlisten(port);
+        }
+    }
+
     /// Passes on what a client's connections have, as far as its credit and
     /// its outbox allow.
     pub(crate) fn pump_client(&mut self, client: &mut Client) {
@@ -251,43 +296,56 @@ impl Hub {
         let (stream, now) = (StreamId(id), self.now());
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let Owner::Local { shared, shut } = &mut conn.owner else { return };
-        while conn.readable && !conn.over {
-            let room = shared.room().min(PASS);
-            if room == 0 {
-                break;
-            }
-            match self.core.read(stream, room) {
-                Read::Data(data) => shared.deliver(data),
-                Read::Blocked => conn.readable = false,
-                Read::End => {
-                    conn.readable = false;
-                    conn.ended = true;
-                    shared.end();
+        if conn.readable && !conn.over {
+            let mut room = shared.room();
+            while conn.readable && room > 0 {
+                let (mut taken, mut end) = (0, false);
+                let most = room.min(PASS);
+                while taken < most {
+                    match self.core.read(stream, most - taken) {
+                        Read::Data(data) => {
+                            taken += data.len();
+                            self.pieces.push(data);
+                        }
+                        Read::Blocked => {
+                            conn.readable = false;
+                            break;
+                        }
+                        Read::End => {
+                            conn.readable = false;
+                            conn.ended = true;
+                            end = true;
+                            break;
+                        }
+                    }
                 }
+                room = shared.deliver(&mut self.pieces, end);
             }
         }
-        loop {
-            match shared.next_outgoing(self.core.writable(stream)) {
-                Outgoing::Data(data) => {
-                    if self.core.write(stream, data, now).is_err() {
-                        shared.broken("the stream is closed".to_owned());
-                        return;
-                    }
-                }
-                Outgoing::Nothing => return,
-                Outgoing::Finished => {
-                    if !*shut {
-                        *shut = true;
-                        self.core.shutdown(stream, now);
-                    }
-                    return;
-                }
-                Outgoing::Dropped => {
-                    self.core.close(stream, now);
-                    self.conns.remove(&id);
-                    self.ended.insert(id);
-                    return;
-                }
+        let standing = shared.take_outgoing(self.core.writable(stream), &mut self.pieces);
+        for data in self.pieces.drain(..) {
+            if self.core.write(stream, data, now).is_err() {
+                shared.broken("the stream is closed".to_owned());
+                return;
+            }
+        }
+        match standing {
+            Outgoing::Open => {}
+            Outgoing::Finished if *shut => {}
+            Outgoing::Finished => {
+                *shut = true;
+                self.core.shutdown(stream, now);
+            }
+            Outgoing::Dropped => {
+                self.core.close(stream, now);
+                self.conns.remove(&id);
+                self.ended.insert(id);
+            }
+            Outgoing::Reset(reason) => {
+                debug!(connection = id, peer = %conn.remote, %reason, "reset by its service");
+                self.core.reset(stream);
+                self.conns.remove(&id);
+                self.ended.insert(id);
             }
         }
     }

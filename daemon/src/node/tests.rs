@@ -4,6 +4,7 @@
 mod hello;
 mod hostile;
 mod lane;
+mod plugins;
 mod published;
 mod services;
 mod spread;

@@ -220,8 +220,7 @@ impl Node {
         let mut tokens = std::mem::take(&mut self.tokens);
         self.ready.take(&mut tokens);
         if !tokens.is_empty() {
-            self.hub.udp = self.udp.status();
-            self.hub.edge = self.edge.as_ref().map(|edge| (edge.worker(), edge.counters()));
+            self.note_udp();
         }
         for token in tokens.drain(..) {
             match token {
@@ -237,6 +236,12 @@ impl Node {
             }
         }
         self.tokens = tokens;
+    }
+
+    /// What `info` says of the sockets.
+    fn note_udp(&mut self) {
+        self.hub.udp = self.udp.status();
+        self.hub.edge = self.edge.as_ref().map(|edge| (edge.worker(), edge.counters()));
     }
 
     fn serve_client(&mut self, id: u64) {
@@ -380,6 +385,21 @@ impl Node {
         let now = self.hub.now();
         match order {
             Order::Dial { to, answer } => self.dial(to, answer, now),
+            Order::Datagram { to, source_port, data } => {
+                if let Err(error) = self.hub.core.send_datagram_from(to, source_port, &data, now) {
+                    debug!(%to, %error, "a plugin's datagram was not sent");
+                }
+            }
+            Order::Listen { port, service, answer } => {
+                // Nobody may wait any more.
+                let _ = answer.send(self.hub.listen(port, service));
+            }
+            Order::Unlisten { port } => self.hub.unlisten(port),
+            Order::Info { answer } => {
+                self.note_udp();
+                // Nobody may wait any more.
+                let _ = answer.send(self.hub.info_json());
+            }
             Order::Permission { node, permission } => {
                 self.hub.core.handle(Input::Permission { node, permission }, now);
             }

@@ -20,7 +20,7 @@ const WHOLE: &str = "registry";
 
 /// Adds up counters, joins lists, and takes the rest from the first answer.
 /// `workers` lists what each worker has.
-pub(super) fn merge(answers: Vec<(usize, Value)>) -> Value {
+pub(crate) fn merge(answers: Vec<(usize, Value)>) -> Value {
     let each: Vec<Value> = answers.iter().map(|(worker, answer)| of_one(*worker, answer)).collect();
     let mut all = Value::Null;
     for (_, answer) in answers {

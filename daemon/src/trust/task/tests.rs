@@ -15,7 +15,7 @@ use crate::control::tests::mock::{Mock, until};
 use crate::identity::Identity;
 use crate::node::ready::{Notifier, ReadyList, Token};
 use crate::node::{self, DialFailure, Order};
-use crate::service::{LocalStream, Outgoing, StreamShared};
+use crate::service::{LocalStream, StreamShared};
 
 const PEER: NodeId = NodeId(2);
 
@@ -104,9 +104,11 @@ impl Rig {
     /// What was written to the stream dialled last.
     fn written(&self) -> Option<Message> {
         let shared = self.dialled.lock().unwrap().last()?.clone();
-        let Outgoing::Data(bytes) = shared.next_outgoing(usize::MAX) else { return None };
+        let mut pieces = Vec::new();
+        shared.take_outgoing(usize::MAX, &mut pieces);
+        let [bytes] = pieces.as_slice() else { return None };
         assert!(bytes.len() <= handshake::MAX_MESSAGE);
-        Some(serde_json::from_slice(&bytes).unwrap())
+        Some(serde_json::from_slice(bytes).unwrap())
     }
 
     fn was_asked(&self, asked: &Asked) -> bool {
