@@ -7,6 +7,7 @@
 //! `native` (a shared library in this process), `process` (the same library in
 //! a child process) and `lua`. The `manager` decides what runs.
 
+pub mod events;
 mod instance;
 mod platform;
 mod stream;
