@@ -8,6 +8,7 @@
 pub mod config;
 pub mod control;
 mod durable;
+pub mod events;
 pub mod identity;
 pub mod ipc;
 pub mod metrics;

@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use crate::config::{Config, CongestionControl};
-use crate::event::{CloseReason, DialFailure, Event, Input, Permission, Read, Refusal, StreamId};
+use crate::event::{CloseReason, DialFailure, Event, Input, Permission, Read, Refusal, RefusalDetail, StreamId};
 use crate::info::{Counters, PeerInfo, StreamInfo};
 use crate::memory::Memory;
 use crate::peer::{Outgoing, Peer};
@@ -295,6 +295,11 @@ impl Core {
     pub fn writable(&self, stream: StreamId) -> usize {
         let cap = self.send_allowance();
         self.stream_slots.get(&stream).map_or(0, |slot| self.streams[*slot].writable(cap))
+    }
+
+    /// The own port of a stream; `None` when it is unknown.
+    pub fn local_port(&self, stream: StreamId) -> Option<u16> {
+        self.stream_slots.get(&stream).map(|slot| self.streams[*slot].local.port)
     }
 
     /// What a stream should have written and not acknowledged at most, in
@@ -594,9 +599,21 @@ impl Core {
 
     /// Counts a refused packet, and tells of it at a bounded rate.
     pub(crate) fn refuse(&mut self, rule: Refusal, node: Option<NodeId>, port: u16, now: Time) {
+        self.refuse_packet(rule, node, port, RefusalDetail::None, now);
+    }
+
+    /// The same with what else is known of the packet.
+    pub(crate) fn refuse_packet(
+        &mut self,
+        rule: Refusal,
+        node: Option<NodeId>,
+        port: u16,
+        detail: RefusalDetail,
+        now: Time,
+    ) {
         self.counters.refuse(rule);
         if self.refusal_events.take(now) {
-            self.events.push_back(Event::Refused { node, port, rule });
+            self.events.push_back(Event::Refused { node, port, rule, detail });
         }
     }
 

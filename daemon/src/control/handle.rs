@@ -67,6 +67,17 @@ pub enum Call {
     SetTags(Vec<String>),
     /// Execute tasks, or not.
     SetTaskExec(bool),
+    /// What is known of a node?
+    Lookup(NodeId),
+    /// A node's polo score.
+    PoloScore(NodeId),
+    /// Change a node's polo score.
+    UpdatePoloScore {
+        /// Whose.
+        node: NodeId,
+        /// By how much.
+        delta: i64,
+    },
 }
 
 impl Call {
@@ -79,6 +90,9 @@ impl Call {
             Self::Deregister => "deregister",
             Self::SetTags(_) => "set_tags",
             Self::SetTaskExec(_) => "set_task_exec",
+            Self::Lookup(_) => "lookup",
+            Self::PoloScore(_) => "get_polo_score",
+            Self::UpdatePoloScore { .. } => "update_polo_score",
         }
     }
 }

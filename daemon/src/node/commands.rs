@@ -198,6 +198,7 @@ impl Hub {
                 let now = self.now();
                 let open = self.conns.get_mut(&connection);
                 if let Some(conn) = open.filter(|c| c.client() == Some(client.id) && !c.over) {
+                    conn.finished = true;
                     conn.lane.finish(&mut self.core, connection, now);
                     self.core.shutdown(StreamId(connection), now);
                 }

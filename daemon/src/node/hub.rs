@@ -2,6 +2,7 @@
 //! it, so that one client and the hub can be worked on together.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use pilot_core::{Core, Read, StreamId, Time};
 use pilot_host::PortService;
+use pilot_wire::NodeId;
 use pilot_wire::ipc::{ErrorCode, Event, Features};
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -17,6 +19,7 @@ use super::conn::{Conn, Ended, Owner};
 use super::lane::{Lane, Lanes};
 use super::plane::{Plane, Refused};
 use super::ready::{Notifier, ReadyList, Token};
+use crate::events::{Events, Refusals};
 use crate::ipc::client::{Client, DATA_BOUND, Tag};
 use crate::service::{LocalStream, Outgoing, Service, StreamShared};
 use crate::udp::UdpStatus;
@@ -85,6 +88,10 @@ pub(crate) struct Hub {
     /// Bytes that a connection may have in credit and in the core.
     most_credit: u64,
     pub(crate) lanes: Lanes,
+    pub(crate) events: Events,
+    pub(crate) refusals: Refusals,
+    /// Endpoints that events have told of.
+    pub(crate) added: HashMap<NodeId, SocketAddr>,
     pieces: Vec<Bytes>,
 }
 
@@ -94,6 +101,7 @@ impl Hub {
         plane: Rc<dyn Plane>,
         send_buffer: usize,
         max_lanes: usize,
+        events: Events,
     ) -> (Self, mpsc::Receiver<Answered>) {
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let hub = Self {
@@ -113,6 +121,9 @@ impl Hub {
             first_credit: send_buffer.min(FIRST_SEND_CREDIT) as u64,
             most_credit: send_buffer as u64,
             lanes: Lanes::new(max_lanes),
+            events,
+            refusals: Refusals::new(Instant::now()),
+            added: HashMap::new(),
             pieces: Vec::new(),
         };
         (hub, receiver)
@@ -275,6 +286,7 @@ impl Hub {
             }
             if end && !conn.ended {
                 conn.ended = true;
+                conn.say_finished(&self.events, id);
                 if client.has(Features::HALF_CLOSE) {
                     client.send(&Event::End { connection: id });
                 } else {
@@ -314,6 +326,7 @@ impl Hub {
                         Read::End => {
                             conn.readable = false;
                             conn.ended = true;
+                            conn.say_finished(&self.events, id);
                             end = true;
                             break;
                         }
@@ -334,6 +347,7 @@ impl Hub {
             Outgoing::Finished if *shut => {}
             Outgoing::Finished => {
                 *shut = true;
+                conn.finished = true;
                 self.core.shutdown(stream, now);
             }
             Outgoing::Dropped => {

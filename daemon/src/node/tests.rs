@@ -201,6 +201,7 @@ impl TestNode {
                 services: vec![Rc::new(Echo), Rc::new(data_exchange.clone())],
                 max_clients: 64,
                 max_lanes: 64,
+                events: heard.events(),
             };
             tokio::task::spawn_local(run(parts));
         }

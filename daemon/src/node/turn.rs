@@ -26,6 +26,7 @@ use super::ready::{ReadyList, Token};
 use super::requests::deliver;
 use super::snapshot::snapshot;
 use crate::control::ControlEvent;
+use crate::events::Events;
 use crate::ipc::IpcListener;
 use crate::ipc::client::{COMMAND_BOUND, HARD_BOUND};
 use crate::service::Service;
@@ -68,12 +69,15 @@ pub struct NodeParts {
     pub max_clients: usize,
     /// Lanes of all clients; 0 for none.
     pub max_lanes: usize,
+    /// Where to say what happens.
+    pub events: Events,
 }
 
 /// Runs a node until [`super::NodeHandle::begin_shutdown`]. Must be polled
 /// inside a tokio `LocalSet`, since services run beside it on its thread.
 pub async fn run(parts: NodeParts) {
-    let (mut hub, answers) = Hub::new(parts.core, parts.plane, parts.send_buffer, parts.max_lanes);
+    let (mut hub, answers) =
+        Hub::new(parts.core, parts.plane, parts.send_buffer, parts.max_lanes, parts.events);
     for service in parts.services {
         let port = service.port();
         match hub.core.listen(port) {
@@ -444,6 +448,9 @@ impl Node {
             ControlEvent::Registered { node, .. } => core.handle(Input::LocalNode(node), now),
             ControlEvent::Endpoint { node, endpoint } => {
                 core.handle(Input::Endpoint { node, endpoint }, now);
+                if let Some(endpoint) = endpoint {
+                    self.hub.peer_added(node, endpoint);
+                }
             }
             ControlEvent::IdentityKey { node, key } => {
                 core.handle(Input::IdentityKey { node, key }, now);

@@ -9,6 +9,7 @@ use pilot_wire::NodeId;
 use super::edge::Edge;
 use super::spread::Spread;
 use crate::control::ControlHandle;
+use crate::events::Events;
 use crate::identity::{Identity, random_bytes};
 use crate::ipc::IpcListener;
 use crate::node::{ControlPlane, NodeInbox, NodeParts};
@@ -34,6 +35,8 @@ pub struct LoopPlan {
     /// What answers on port 1001; one for all loops, so that its limits count
     /// for the daemon.
     pub data_exchange: Option<DataExchange>,
+    /// Where to say what happens.
+    pub events: Events,
     /// Clients served at once.
     pub max_clients: usize,
     /// Lanes of all clients at once. Several workers offer none: a client
@@ -82,6 +85,7 @@ impl LoopPlan {
                 identity: true,
             }),
             services,
+            events: self.events.clone(),
             max_clients: self.max_clients,
             max_lanes: if spread.workers() == 1 { self.max_lanes } else { 0 },
         })

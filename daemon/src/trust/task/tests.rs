@@ -90,6 +90,7 @@ async fn rig(state: TrustState) -> Rig {
         node,
         control,
         handle: trust.clone(),
+        events: heard.events(),
     };
     tasks.spawn(run(parts, inbox));
     Rig { trust, mock, identity, asked, streams, dialled, path, pins, _tasks: tasks, _dir: dir }
