@@ -9,12 +9,20 @@
 
 pub mod events;
 mod instance;
+mod manager;
 mod platform;
+mod settings;
 mod stream;
 
 pub use instance::{
     Backend, BoxFuture, Context, Failure, Incident, Instance, KeyValue, Limits, Observer,
     StartError, Stats, StoreError,
 };
+pub use manager::{
+    Deliver, DrainingStatus, FileKind, LastReload, Loader, Manager, ManagerError, ManagerOptions,
+    PluginReload, PluginStatus, Provides, ReloadReport, ReloadResult, ServiceStatus, SinkHandle,
+    Sinks, State,
+};
 pub use platform::{CallError, Platform, PortService};
+pub use settings::{Entry, Isolation, Lines, Ports, Settings, SettingsError};
 pub use stream::{BoxStream, HostStream};

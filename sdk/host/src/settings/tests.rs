@@ -1,0 +1,1 @@
+//! What is read, and one clear line for everything that is wrong.
