@@ -13,6 +13,7 @@ pub mod identity;
 pub mod ipc;
 pub mod metrics;
 pub mod node;
+pub mod plugins;
 mod rfc3339;
 pub mod run;
 pub mod service;

@@ -25,7 +25,7 @@ pub(crate) use client::Settling;
 pub(crate) use edge::edges;
 pub use edge::{Edge, EdgeCounters};
 pub(crate) use merge::merge;
-pub use plan::LoopPlan;
+pub use plan::{LoopPlan, NativeService};
 #[cfg(test)]
 pub(crate) use router::Router;
 #[cfg(test)]

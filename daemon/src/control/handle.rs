@@ -147,6 +147,17 @@ pub struct ControlStatus {
     pub endpoint: Option<SocketAddr>,
 }
 
+impl ControlStatus {
+    /// `off` without a registry, `up`, or `unreachable`.
+    pub const fn state(&self) -> &'static str {
+        match (&self.registry, self.up) {
+            (None, _) => "off",
+            (Some(_), true) => "up",
+            (Some(_), false) => "unreachable",
+        }
+    }
+}
+
 impl Default for ControlStatus {
     fn default() -> Self {
         Self {
@@ -245,6 +256,11 @@ impl ControlHandle {
     /// How the node stands with its registry.
     pub fn status(&self) -> ControlStatus {
         self.status.borrow().clone()
+    }
+
+    /// This node's address; none while it is not registered.
+    pub fn address(&self) -> Option<Address> {
+        self.status.borrow().address
     }
 
     /// Resolves when `ready` holds for the status, or the task has ended.

@@ -10,6 +10,8 @@ use pilot_core::{Config, Core, Refusal, StreamId, StreamInfo};
 use pilot_wire::{Address, NodeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use serde_json::Value;
+
 use super::text::labels;
 use super::*;
 use crate::node::{self, Snapshot, StreamTotals};
@@ -101,7 +103,7 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
 
 #[test]
 fn what_is_written_reads_back() {
-    let samples = parse(&families::write(&snapshot(2)));
+    let samples = parse(&families::write(&snapshot(2), &[], &Value::Null));
     let at = |series: &str| *samples.get(series).unwrap_or_else(|| panic!("no {series}"));
     assert_eq!(at("pilot_uptime_seconds"), 1.5);
     assert_eq!(at("pilot_registry_up"), 1.0);
@@ -122,7 +124,7 @@ fn what_is_written_reads_back() {
 fn nothing_open_is_no_series() {
     let mut empty = snapshot(0);
     empty.streams = StreamTotals::default();
-    let samples = parse(&families::write(&empty));
+    let samples = parse(&families::write(&empty, &[], &Value::Null));
     assert!(!samples.keys().any(|s| s.starts_with("pilot_stream_")), "{samples:?}");
     assert!(!samples.contains_key("pilot_streams_srtt_seconds{quantile=\"1\"}"));
 }
@@ -135,7 +137,7 @@ fn label_values_are_escaped() {
 async fn serve(node: NodeHandle, limits: MetricsLimits) -> SocketAddr {
     let metrics = Metrics::bind(SocketAddr::from(([127, 0, 0, 1], 0)), limits).await.unwrap();
     let address = metrics.local_addr().unwrap();
-    tokio::spawn(metrics.serve(node));
+    tokio::spawn(metrics.serve(node, Plugins::default()));
     address
 }
 
@@ -225,7 +227,7 @@ fn many_scrapers_at_once_cost_one_snapshot() {
             }
         });
         tokio::time::pause();
-        let scrapes = Scrapes { node: handle, last: Mutex::default() };
+        let scrapes = Scrapes { node: handle, plugins: Plugins::default(), last: Mutex::default() };
         let (first, second) = tokio::join!(scrapes.text(), scrapes.text());
         let (first, second) = (first.unwrap(), second.unwrap());
         assert_eq!(first.as_ptr(), second.as_ptr(), "the same text, not one like it");

@@ -307,7 +307,8 @@ impl Hub {
     pub(crate) fn pump_local(&mut self, id: u32) {
         let (stream, now) = (StreamId(id), self.now());
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        let Owner::Local { shared, shut } = &mut conn.owner else { return };
+        let Owner::Local { shared, .. } = &conn.owner else { return };
+        let mut ended = false;
         if conn.readable && !conn.over {
             let mut room = shared.room();
             while conn.readable && room > 0 {
@@ -326,15 +327,19 @@ impl Hub {
                         Read::End => {
                             conn.readable = false;
                             conn.ended = true;
-                            conn.say_finished(&self.events, id);
                             end = true;
                             break;
                         }
                     }
                 }
                 room = shared.deliver(&mut self.pieces, end);
+                ended |= end;
             }
         }
+        if ended {
+            conn.say_finished(&self.events, id);
+        }
+        let Owner::Local { shared, shut } = &mut conn.owner else { return };
         let standing = shared.take_outgoing(self.core.writable(stream), &mut self.pieces);
         for data in self.pieces.drain(..) {
             if self.core.write(stream, data, now).is_err() {

@@ -15,6 +15,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -31,6 +32,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::control::ControlEvent;
+use crate::events::tests::Heard;
 use crate::ipc::IpcListener;
 use crate::service::{DataExchange, DataExchangeLimits, Echo};
 use crate::udp::Udp;
@@ -132,6 +134,8 @@ struct TestNode {
     socket: PathBuf,
     udp: SocketAddr,
     folder: tempfile::TempDir,
+    /// What it said that happened.
+    said: Arc<Heard>,
     /// What has to be done for clients of several workers at the end.
     router: RefCell<Option<RouterEnd>>,
 }
@@ -185,6 +189,7 @@ impl TestNode {
             declined: Cell::default(),
         });
         let data_exchange = DataExchange::new(folder.path(), DataExchangeLimits::default());
+        let said = Arc::new(Heard::default());
         let mut listener = Some(IpcListener::bind(&socket).unwrap());
         for ((udp, inbox), edge) in udp.into_iter().zip(inboxes).zip(crate::workers::edges(spread))
         {
@@ -201,7 +206,7 @@ impl TestNode {
                 services: vec![Rc::new(Echo), Rc::new(data_exchange.clone())],
                 max_clients: 64,
                 max_lanes: 64,
-                events: heard.events(),
+                events: said.events(),
             };
             tokio::task::spawn_local(run(parts));
         }
@@ -215,7 +220,7 @@ impl TestNode {
         let address_event = ControlEvent::Registered { node: id, address: Address::backbone(id) };
         handle.control(address_event).await;
         let router = RefCell::new(router);
-        Self { id, handle, plane, socket, udp: address, folder, router }
+        Self { id, handle, plane, socket, udp: address, folder, said, router }
     }
 
     /// Ends the node as the daemon does.

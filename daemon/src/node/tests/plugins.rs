@@ -1,6 +1,5 @@
 //! What answers on a port from another thread, as plugins do.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::task::{Context, Poll, Wake, Waker};

@@ -12,6 +12,7 @@ use super::super::handle;
 use super::*;
 use crate::control;
 use crate::control::tests::mock::{Mock, until};
+use crate::events::tests::Heard;
 use crate::identity::Identity;
 use crate::node::ready::{Notifier, ReadyList, Token};
 use crate::node::{self, DialFailure, Order};
@@ -37,6 +38,7 @@ struct Rig {
     dialled: Arc<Mutex<Vec<Arc<StreamShared>>>>,
     path: PathBuf,
     pins: Pins,
+    said: Arc<Heard>,
     _tasks: JoinSet<()>,
     _dir: tempfile::TempDir,
 }
@@ -82,6 +84,7 @@ async fn rig(state: TrustState) -> Rig {
         }
     });
     let pins = Pins::default();
+    let said = Arc::new(Heard::default());
     let parts = TrustParts {
         file: TrustFile::at(path.clone()),
         state,
@@ -90,10 +93,22 @@ async fn rig(state: TrustState) -> Rig {
         node,
         control,
         handle: trust.clone(),
-        events: heard.events(),
+        events: said.events(),
     };
     tasks.spawn(run(parts, inbox));
-    Rig { trust, mock, identity, asked, streams, dialled, path, pins, _tasks: tasks, _dir: dir }
+    Rig {
+        trust,
+        mock,
+        identity,
+        asked,
+        streams,
+        dialled,
+        path,
+        pins,
+        said,
+        _tasks: tasks,
+        _dir: dir,
+    }
 }
 
 impl Rig {
