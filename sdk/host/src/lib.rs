@@ -8,11 +8,15 @@
 //! a child process) and `lua`. The `manager` decides what runs.
 
 pub mod events;
+mod files;
 mod instance;
 mod manager;
 mod platform;
+mod schema;
 mod settings;
+mod store;
 mod stream;
+mod watch;
 
 pub use instance::{
     Backend, BoxFuture, Context, Failure, Incident, Instance, KeyValue, Limits, Observer,
@@ -25,4 +29,5 @@ pub use manager::{
 };
 pub use platform::{CallError, Platform, PortService};
 pub use settings::{Entry, Isolation, Lines, Ports, Settings, SettingsError};
+pub use store::{STORE_MAX_KEY, STORE_MAX_VALUE, STORE_QUOTA, Stores};
 pub use stream::{BoxStream, HostStream};

@@ -11,12 +11,14 @@
 mod deadlines;
 mod decide;
 mod gate;
+mod load;
+mod plugin;
+mod scan;
 mod status;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -36,7 +38,8 @@ pub use status::{
 
 use deadlines::Deadlines;
 use gate::Gate;
-use worker::{Shown, Worker};
+use plugin::Shown;
+use worker::Worker;
 
 /// Commands waiting for the manager's thread; one more is answered at once with
 /// an error.
@@ -176,7 +179,6 @@ struct Shared {
     /// First and last change seen by the watcher since the last scan.
     changed: Mutex<Option<(Instant, Instant)>>,
     deadlines: Deadlines,
-    ended: AtomicBool,
 }
 
 /// A join rule and who answers for it.
@@ -215,7 +217,6 @@ impl Manager {
             incidents: Mutex::default(),
             changed: Mutex::default(),
             deadlines: Deadlines::start().map_err(ManagerError::Thread)?,
-            ended: AtomicBool::new(false),
         });
         let inner = Arc::new(Inner { commands, shared: Arc::clone(&shared) });
         let observer: Arc<dyn Observer> = Arc::new(Reporter(Arc::downgrade(&inner)));
@@ -393,12 +394,6 @@ impl Inner {
         if first {
             self.wake();
         }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Release);
     }
 }
 

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use ed25519_dalek::VerifyingKey;
 use serde_json::Value;
 
-pub(crate) use entry::merge;
+pub(crate) use entry::{is_name, merge};
 pub use entry::{Entry, Isolation, Ports};
 pub use lines::Lines;
 pub(crate) use values::nearest;
