@@ -4,6 +4,7 @@ mod approve;
 mod bench;
 mod clear_hostname;
 mod clear_tags;
+mod clear_webhook;
 mod completions;
 mod config;
 mod connect;
@@ -25,9 +26,11 @@ mod lookup;
 mod peers;
 mod pending;
 mod ping;
+mod plugins;
 mod received;
 mod recv;
 mod reject;
+mod reload;
 mod send;
 mod send_file;
 mod send_message;
@@ -35,6 +38,7 @@ mod set_hostname;
 mod set_private;
 mod set_public;
 mod set_tags;
+mod set_webhook;
 mod trust;
 mod untrust;
 
@@ -75,6 +79,10 @@ pub(crate) static COMMANDS: &[Spec] = &[
     send_message::SPEC,
     received::SPEC,
     inbox::SPEC,
+    plugins::SPEC,
+    reload::SPEC,
+    set_webhook::SPEC,
+    clear_webhook::SPEC,
     bench::SPEC,
     context::SPEC,
     completions::SPEC,

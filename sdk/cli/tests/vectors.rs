@@ -20,8 +20,6 @@ const NOT_YET: &[&str] = &[
     "publish",
     "register",
     "rotate-key",
-    "set-webhook",
-    "clear-webhook",
     "subscribe",
     "task",
     "traceroute",

@@ -265,7 +265,7 @@ impl Client {
         if self.features().contains(Features::PLUGINS) {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::InvalidArgument, "the running daemon knows no plugins"))
+        Err(Error::new(ErrorKind::Unsupported, "the running daemon knows no plugins"))
     }
 
     /// Switches task execution. Gives the registry's answer.

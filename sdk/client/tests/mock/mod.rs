@@ -34,6 +34,8 @@ pub struct Behaviour {
     pub large_files: bool,
     /// Own node number.
     pub node: u32,
+    /// Whether a reload keeps an old version of plugin `broken`.
+    pub reload_fails: bool,
 }
 
 impl Default for Behaviour {
@@ -44,6 +46,7 @@ impl Default for Behaviour {
             send_credit: 256 * 1024,
             large_files: true,
             node: 1,
+            reload_fails: false,
         }
     }
 }
