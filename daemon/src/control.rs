@@ -95,6 +95,7 @@ pub fn spawn(parts: ControlParts, inbox: ControlInbox) -> Control {
     });
     if let Some((node, _)) = remembered {
         parts.member.set_node(node);
+        parts.events.set_node(node);
     }
     let watched = status.subscribe();
     let status = std::sync::Arc::new(status);

@@ -20,6 +20,9 @@ pub trait EventLog: Send + Sync {
 
     /// Takes one.
     fn emit(&self, happening: Happening);
+
+    /// The number of the node that later ones happen on.
+    fn set_node(&self, _node: NodeId) {}
 }
 
 /// A way to say what happens. Cheap to clone; by default nobody listens.
@@ -41,6 +44,13 @@ impl Events {
     /// Whether anybody listens.
     pub fn wanted(&self) -> bool {
         self.0.as_ref().is_some_and(|log| log.wanted())
+    }
+
+    /// The number of this node, from now on.
+    pub fn set_node(&self, node: NodeId) {
+        if let Some(log) = &self.0 {
+            log.set_node(node);
+        }
     }
 
     /// Says what happened; it is made only when somebody listens.

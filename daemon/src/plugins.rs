@@ -12,7 +12,7 @@ mod platform;
 mod setup;
 
 pub use handle::Plugins;
-pub(crate) use journal::EventJournal;
+pub use journal::EventJournal;
 pub(crate) use loader::Loaders;
 pub use peers::PeerBook;
 pub use platform::{DaemonPlatform, PlatformParts};

@@ -191,7 +191,7 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
         tasks.spawn(metrics.serve(node.clone(), plugins.clone()));
     }
     let working = async {
-        plugins.started(started.await?, kept.journal.status());
+        plugins.started(started.await?, kept.journal.clone());
         let version = env!("CARGO_PKG_VERSION").to_owned();
         events.emit(|| Happening::DaemonStarted { version });
         announce(&config, &control_handle, served).await;

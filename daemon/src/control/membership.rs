@@ -226,6 +226,7 @@ impl Membership {
         }
         self.parts.store.set_member(node, address);
         self.parts.member.set_node(node);
+        self.parts.events.set_node(node);
         self.failed = 0;
         self.parts.node.control(ControlEvent::Registered { node, address }).await;
         self.tell_everything().await;

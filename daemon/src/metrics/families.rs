@@ -86,7 +86,7 @@ pub(super) fn write(snapshot: &Snapshot, plugins: &[PluginStatus], events: &Valu
     streams(&mut text, snapshot);
     each_stream(&mut text, &snapshot.busiest);
     each_plugin(&mut text, plugins);
-    journal(&mut text, plugins, events);
+    journal(&mut text, events);
     text.finish()
 }
 
@@ -233,26 +233,36 @@ fn state(plugin: &PluginStatus) -> String {
     }
 }
 
-fn journal(text: &mut Text, plugins: &[PluginStatus], events: &Value) {
+/// What a sink's status has, by the name of its key.
+const SINK: &[(&str, Kind, &str, &str)] = &[
+    ("pilot_sink_waiting", Gauge, "Events not yet delivered", "waiting"),
+    ("pilot_sink_waiting_bytes", Gauge, "Their bytes", "waiting_bytes"),
+    ("pilot_sink_delivered_total", Counter, "Events that the sink took", "delivered"),
+    ("pilot_sink_dropped_total", Counter, "Events dropped for lack of space", "dropped"),
+    ("pilot_sink_rejected_total", Counter, "Events that the sink refused", "rejected"),
+];
+
+fn journal(text: &mut Text, events: &Value) {
     let totals = [
         ("pilot_events_emitted_total", "Events that happened", "emitted"),
-        ("pilot_events_dropped_total", "Events that could not be kept", "dropped"),
+        ("pilot_events_lost_total", "Events that found no room in memory", "lost"),
     ];
     for (name, help, key) in totals {
         if let Some(value) = events[key].as_u64() {
             text.single(name, Counter, help, value);
         }
     }
-    let waiting: Vec<(&String, u64)> = plugins
-        .iter()
-        .flat_map(|p| &p.sink_status)
-        .filter_map(|(sink, status)| Some((sink, status["waiting"].as_u64()?)))
-        .take(MAX_PLUGINS)
-        .collect();
-    if !waiting.is_empty() {
-        text.family("pilot_sink_waiting", Gauge, "Events not yet delivered to the sink");
+    let sinks: &[Value] = events["sinks"].as_array().map_or(&[], Vec::as_slice);
+    let sinks = &sinks[..sinks.len().min(MAX_PLUGINS)];
+    if sinks.is_empty() {
+        return;
     }
-    for (sink, count) in waiting {
-        text.sample("pilot_sink_waiting", &labels(&[("sink", sink)]), count);
+    for (name, kind, help, key) in SINK {
+        text.family(name, *kind, help);
+        for sink in sinks {
+            let name_of = sink["sink"].as_str().unwrap_or_default();
+            let value = sink[key].as_u64().unwrap_or_default();
+            text.sample(name, &labels(&[("sink", &name_of)]), value);
+        }
     }
 }

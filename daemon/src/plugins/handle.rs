@@ -8,6 +8,7 @@ use pilot_host::{Manager, PluginStatus, ReloadResult};
 use pilot_wire::ipc::ErrorCode;
 use serde_json::{Value, json};
 
+use super::EventJournal;
 use crate::node::Refused;
 
 /// The plugin that delivers to a webhook.
@@ -19,15 +20,14 @@ pub struct Plugins(Arc<OnceLock<Running>>);
 
 struct Running {
     manager: Manager,
-    /// How the event journal stands.
-    events: Box<dyn Fn() -> Value + Send + Sync>,
+    journal: EventJournal,
 }
 
 impl Plugins {
     /// From now on it speaks of these. A second call changes nothing.
-    pub fn started(&self, manager: Manager, events: Box<dyn Fn() -> Value + Send + Sync>) {
+    pub fn started(&self, manager: Manager, journal: EventJournal) {
         // Only one start per daemon.
-        let _ = self.0.set(Running { manager, events });
+        let _ = self.0.set(Running { manager, journal });
     }
 
     /// The manager, once it runs.
@@ -42,7 +42,7 @@ impl Plugins {
 
     /// How the event journal stands; null before it is open.
     pub fn events(&self) -> Value {
-        self.0.get().map_or(Value::Null, |running| (running.events)())
+        self.0.get().map_or(Value::Null, |running| running.journal.status())
     }
 
     /// The short form for `info`, in bounded size.
@@ -100,6 +100,7 @@ impl Plugins {
     /// When the plugin does not take the URL, or is not there.
     pub async fn set_webhook(&self, url: &str) -> Result<Value, Refused> {
         let manager = self.running("set_webhook")?;
+        let sinks = manager.status(WEBHOOK).map(|status| status.sink_status);
         let failed = |reason: String| Refused {
             code: ErrorCode::INVALID_ARGUMENT,
             text: format!("set_webhook: {reason}"),
@@ -107,6 +108,10 @@ impl Plugins {
         let done = manager.set_entry(WEBHOOK, webhook_entry(url)).await.map_err(failed)?;
         if matches!(done.result, ReloadResult::Kept | ReloadResult::Failed) {
             return Err(failed(done.error.unwrap_or_else(|| format!("{WEBHOOK} does not run"))));
+        }
+        if let Some(running) = self.0.get().filter(|_| url.is_empty()) {
+            // Who clears it does not want to hear later what happens meanwhile.
+            running.journal.forget(sinks.unwrap_or_default().into_keys().collect()).await;
         }
         Ok(json!({ "webhook": url }))
     }

@@ -10,6 +10,7 @@
 pub mod events;
 mod files;
 mod instance;
+pub mod journal;
 mod manager;
 mod platform;
 mod schema;
