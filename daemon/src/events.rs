@@ -110,9 +110,7 @@ impl Refusals {
                 let src_addr = Address::backbone(peer_node_id);
                 Happening::SecuritySynRateLimited { src_addr, src_port }
             }
-            _ => {
-                Happening::SecurityRefused { count, peer_node_id, port, rule: rule.name().into() }
-            }
+            _ => Happening::SecurityRefused { count, peer_node_id, port, rule: rule.name().into() },
         })
     }
 }

@@ -19,7 +19,9 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use crate::config::{Config, CongestionControl};
-use crate::event::{CloseReason, DialFailure, Event, Input, Permission, Read, Refusal, RefusalDetail, StreamId};
+use crate::event::{
+    CloseReason, DialFailure, Event, Input, Permission, Read, Refusal, RefusalDetail, StreamId,
+};
 use crate::info::{Counters, PeerInfo, StreamInfo};
 use crate::memory::Memory;
 use crate::peer::{Outgoing, Peer};

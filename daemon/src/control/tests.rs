@@ -244,6 +244,12 @@ async fn comes_back_after_a_registry_that_forgot_everything() {
     assert_eq!(mock.last("set_hostname").unwrap()["hostname"], "set-later");
     assert_eq!(mock.last("set_visibility").unwrap()["public"], true);
     assert_eq!(rig.count(|e| *e == ControlEvent::RegistryUp), 2);
+    let said: Vec<_> =
+        rig.said.names().into_iter().filter(|name| name.starts_with("node.")).collect();
+    assert_eq!(said, ["node.registered", "node.reregistered"]);
+    let said: Vec<_> =
+        rig.said.names().into_iter().filter(|name| name.starts_with("registry.")).collect();
+    assert_eq!(said, ["registry.up", "registry.down", "registry.up"]);
     let joins =
         rig.commands.lock().unwrap().iter().filter(|c| matches!(c, Command::Joined)).count();
     assert_eq!(joins, 2);

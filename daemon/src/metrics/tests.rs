@@ -10,7 +10,8 @@ use pilot_core::{Config, Core, Refusal, StreamId, StreamInfo};
 use pilot_wire::{Address, NodeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use serde_json::Value;
+use pilot_host::{FileKind, Isolation, PluginStatus, Provides, State};
+use serde_json::{Value, json};
 
 use super::text::labels;
 use super::*;
@@ -118,6 +119,48 @@ fn what_is_written_reads_back() {
     for rule in Refusal::ALL {
         assert_eq!(at(&format!("pilot_refused_packets_total{{rule=\"{}\"}}", rule.name())), 0.0);
     }
+}
+
+#[test]
+fn plugins_and_sinks_have_series() {
+    let plugin = PluginStatus {
+        name: "echo".into(),
+        kind: FileKind::Library,
+        description: String::new(),
+        provides: Provides::default(),
+        file: None,
+        sha256: None,
+        version: None,
+        generation: 2,
+        isolation: Isolation::None,
+        state: State::OverBudget,
+        reason: None,
+        since_ms: 0,
+        streams: 3,
+        streams_total: 9,
+        errors: 1,
+        last_error: None,
+        cpu_ms: 1500,
+        calls: 4,
+        queue: 5,
+        memory: None,
+        draining: Vec::new(),
+        hung: 0,
+        last_reload: None,
+        sink_status: BTreeMap::new(),
+    };
+    let events = json!({
+        "emitted": 7, "lost": 1,
+        "sinks": [{"sink": "webhook", "waiting": 6, "waiting_bytes": 600, "delivered": 1}],
+    });
+    let samples = parse(&families::write(&snapshot(0), &[plugin], &events));
+    let at = |series: &str| *samples.get(series).unwrap_or_else(|| panic!("no {series}"));
+    assert_eq!(at("pilot_plugin_state{plugin=\"echo\",state=\"over-budget\"}"), 1.0);
+    assert_eq!(at("pilot_plugin_streams{plugin=\"echo\"}"), 3.0);
+    assert_eq!(at("pilot_plugin_cpu_seconds_total{plugin=\"echo\"}"), 1.5);
+    assert_eq!(at("pilot_plugin_queue{plugin=\"echo\"}"), 5.0);
+    assert_eq!((at("pilot_events_emitted_total"), at("pilot_events_lost_total")), (7.0, 1.0));
+    assert_eq!(at("pilot_sink_waiting{sink=\"webhook\"}"), 6.0);
 }
 
 #[test]

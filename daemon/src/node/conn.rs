@@ -108,12 +108,9 @@ impl Conn {
         let (conn_id, local_port) = (u64::from(id), self.local_port);
         let SocketAddress { address: remote_addr, port: remote_port } = self.remote;
         match reason {
-            CloseReason::Reset => events.emit(|| Happening::ConnRst {
-                conn_id,
-                local_port,
-                remote_addr,
-                remote_port,
-            }),
+            CloseReason::Reset => {
+                events.emit(|| Happening::ConnRst { conn_id, local_port, remote_addr, remote_port })
+            }
             CloseReason::Idle => events.emit(|| Happening::ConnIdleTimeout {
                 conn_id,
                 local_port,

@@ -1,7 +1,9 @@
 //! Two nodes in one process over loopback UDP, without a registry, and clients
 //! that speak the wire messages of the driver socket.
 
+mod happenings;
 mod hello;
+mod hosted;
 mod hostile;
 mod lane;
 mod plugins;

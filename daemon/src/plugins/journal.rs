@@ -32,8 +32,7 @@ impl EventJournal {
     /// # Errors
     /// When the folder cannot be used, or another process uses it.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
-        let (journal, found) =
-            Journal::open(folder, JournalLimits::default()).context("events")?;
+        let (journal, found) = Journal::open(folder, JournalLimits::default()).context("events")?;
         if let Some((aside, problem)) = found.moved_aside {
             tracing::warn!(
                 "events: the journal was damaged ({problem}) and begins anew; what there was is {}",

@@ -48,9 +48,7 @@ impl Methods {
             "node.status" => self.status().await,
             "node.peers" => Ok(json!({ "peers": self.info().await?["peer_list"] })),
             "node.folders" => Ok(folders(&self.data)),
-            "registry.lookup" => {
-                self.registry(Call::Lookup(node_id(method, request)?)).await
-            }
+            "registry.lookup" => self.registry(Call::Lookup(node_id(method, request)?)).await,
             "registry.resolve_hostname" => {
                 let hostname = request["hostname"].as_str().filter(|name| !name.is_empty());
                 let hostname = hostname.ok_or_else(|| needs(method, "hostname, a text"))?;

@@ -70,6 +70,10 @@ impl DaemonPlatform {
     }
 }
 
+/// First parts of names that the host of plugins itself emits. What plugins
+/// emit under these it refuses before it comes here.
+const OF_THE_HOST: [&str; 3] = ["plugin", "config", "sink"];
+
 /// What is told once the runtime has ended.
 const ENDING: &str = "the daemon is shutting down";
 
@@ -110,10 +114,17 @@ impl Platform for DaemonPlatform {
     }
 
     fn emit(&self, name: &str, data: Map<String, Value>) {
-        // A name that is refused is refused whether anybody listens or not.
-        match Happening::of_plugin(name, data) {
+        if !self.events.wanted() {
+            return;
+        }
+        let hosts = name.split_once('.').is_some_and(|(part, _)| OF_THE_HOST.contains(&part));
+        let happening = match hosts {
+            true => Happening::parse(name, Some(data)),
+            false => Happening::of_plugin(name, data),
+        };
+        match happening {
             Ok(happening) => self.events.emit(|| happening),
-            Err(error) => tracing::warn!("an event of a plugin was refused: {error}"),
+            Err(error) => tracing::debug!("an event of a plugin was refused: {error}"),
         }
     }
 

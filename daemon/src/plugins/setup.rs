@@ -175,8 +175,7 @@ mod tests {
     fn shipped_plugins_are_beside_the_program() {
         let setup = Setup::new(&config(&[]), Some(Path::new("/opt/pilot/bin/pilot-daemon")), &[]);
         let folders: Vec<_> = setup.options.shipped.iter().map(|f| f.to_str().unwrap()).collect();
-        let expected =
-            ["/opt/pilot/bin", "/opt/pilot/bin/plugins", "/opt/pilot/lib/pilot/plugins"];
+        let expected = ["/opt/pilot/bin", "/opt/pilot/bin/plugins", "/opt/pilot/lib/pilot/plugins"];
         assert_eq!(folders, expected);
         let setup = Setup::new(&config(&["-plugin-path", "/a:~/b"]), None, &[]);
         assert_eq!(setup.options.shipped, [PathBuf::from("/a"), PathBuf::from("/home/u/b")]);

@@ -529,7 +529,10 @@ async fn plugins_are_listed_and_explained() {
         assert!(run.stdout.contains(part), "{part}: {}", run.stdout);
     }
     let error = user.run(&["plugins", "other"]).await.error();
-    assert_eq!((&error["code"], &error["hint"]), (&json!("not_found"), &json!("see: pilotctl plugins")));
+    assert_eq!(
+        (&error["code"], &error["hint"]),
+        (&json!("not_found"), &json!("see: pilotctl plugins"))
+    );
     let published = MockDaemon::start(Behaviour::published());
     let socket = published.socket();
     let error = User::new(home.path(), &socket).run(&["plugins"]).await.error();

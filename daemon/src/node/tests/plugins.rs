@@ -17,8 +17,8 @@ enum Work {
 }
 
 /// Sends back what comes, on a thread of its own, and what it hears to the
-/// test. `break_on` is what makes it reset a stream.
-struct ThreadEcho {
+/// test. Told to by [`BREAK`], it resets a stream.
+pub(super) struct ThreadEcho {
     work: mpsc::Sender<Work>,
     datagrams: bool,
 }
@@ -39,7 +39,9 @@ impl Wake for Wakes {
 
 const BREAK: &[u8] = b"break";
 
-fn thread_echo(datagrams: bool) -> (Arc<ThreadEcho>, mpsc::Receiver<(SocketAddress, u16, Bytes)>) {
+pub(super) fn thread_echo(
+    datagrams: bool,
+) -> (Arc<ThreadEcho>, mpsc::Receiver<(SocketAddress, u16, Bytes)>) {
     let (work, inbox) = mpsc::channel();
     let (heard, hears) = mpsc::channel();
     let wakes = Arc::new(Wakes { work: work.clone(), woken: AtomicBool::new(false) });
@@ -100,7 +102,7 @@ impl PortService for ThreadEcho {
 }
 
 /// Sends `data` and reads as much back.
-async fn exchange(a: &TestNode, to: SocketAddress, data: &[u8]) {
+pub(super) async fn exchange(a: &TestNode, to: SocketAddress, data: &[u8]) {
     let mut client = a.client().await;
     let id = client.dial(to).await;
     let TestClient { reader, writer, .. } = &mut client;

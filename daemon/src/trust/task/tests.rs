@@ -211,6 +211,48 @@ async fn approval_is_written_permitted_reported_and_sent() {
     assert_eq!(rig.approve().await.unwrap()["status"], "approved");
     let reject = |answer| Command::Reject { node: PEER, reason: String::new(), answer };
     assert_eq!(rig.ask_for(reject).await.unwrap()["status"], "rejected");
+    // Once, and nothing of the request, which came through the registry.
+    assert_eq!(rig.said.all(), [Happening::HandshakeApproved { peer_node_id: PEER }]);
+}
+
+#[tokio::test]
+async fn requests_over_a_stream_are_told_of() {
+    let rig = rig(TrustState::default()).await;
+    let peer = Identity::generate().unwrap();
+    let request = |text: &str, offset: i64| {
+        let message = Message {
+            kind: Kind::Request,
+            node_id: PEER,
+            public_key: peer.public_key().to_string(),
+            justification: text.to_owned(),
+            signature: peer.sign(&handshake::challenge(PEER, NodeId(7))).to_string(),
+            reason: String::new(),
+            timestamp: i64::try_from(unix_now()).unwrap() + offset,
+        };
+        Command::Received { from: PEER, message, key: Some(peer.public_key().0) }
+    };
+    let (peer_node_id, why) = (PEER, || "why".to_owned());
+    rig.trust.send(request("why", 0)).await;
+    let reject = |answer| Command::Reject { node: PEER, reason: "no thanks".into(), answer };
+    rig.ask_for(reject).await.unwrap();
+    let expected = [
+        Happening::HandshakeReceived { justification: why(), peer_node_id },
+        Happening::HandshakePending { justification: why(), peer_node_id },
+        Happening::HandshakeRejected { peer_node_id, reason: "no thanks".into() },
+    ];
+    assert_eq!(rig.said.all(), expected);
+
+    rig.trust.request(PEER, "me too".into()).await.unwrap();
+    rig.trust.send(request("again", 1)).await;
+    until("trusted", || rig.pins.is_trusted(PEER)).await;
+    rig.trust.revoke(PEER).await.unwrap();
+    let reason = ApprovalReason::Mutual;
+    let expected = [
+        Happening::HandshakeReceived { justification: "again".into(), peer_node_id },
+        Happening::HandshakeAutoApproved { peer_node_id, reason },
+        Happening::TrustRevoked { peer_node_id },
+    ];
+    assert_eq!(rig.said.all()[3..], expected);
 }
 
 #[tokio::test]

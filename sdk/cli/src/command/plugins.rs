@@ -32,8 +32,7 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
         None => {
             let data = client.plugins().await.map_err(|e| refused(&e))?;
             let list: &[Value] = data["plugins"].as_array().map_or(&[], Vec::as_slice);
-            let text =
-                if list.is_empty() { "no plugins".to_owned() } else { table(cx, list) };
+            let text = if list.is_empty() { "no plugins".to_owned() } else { table(cx, list) };
             Ok(Answer::new(data, text))
         }
     }
