@@ -31,7 +31,7 @@ use crate::node::NodeHandle;
 use crate::plugins::Plugins;
 
 /// Streams with series of their own, those that moved the most bytes. The sums
-/// count all; so a scrape has at most about 6,000 lines.
+/// count all; so a scrape has at most about 8,000 lines.
 const STREAMS: usize = 256;
 /// A scrape younger than this is given to whoever asks.
 const FRESH: Duration = Duration::from_secs(1);
