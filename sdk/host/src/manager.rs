@@ -192,15 +192,17 @@ struct Rule {
 enum Command {
     /// Look at what is waiting.
     Wake,
+    Ready(oneshot::Sender<()>),
     Reload(oneshot::Sender<ReloadReport>),
     Set(String, Option<Value>, oneshot::Sender<Result<PluginReload, String>>),
     Shutdown(Duration, oneshot::Sender<()>),
 }
 
 impl Manager {
-    /// Starts what is configured, and answers when each plugin runs or has
-    /// failed: one that fails is listed with its reason and keeps nothing else
-    /// from starting. Blocks as long as plugins take to start.
+    /// Begins to start what is configured, and does not wait for it
+    /// ([`Manager::ready`] does), as ports are opened by a process that may not
+    /// be running yet. A plugin that fails is listed with its reason and keeps
+    /// nothing else from starting.
     ///
     /// # Errors
     /// When the data folder cannot be used, or the system gives no thread.
@@ -222,14 +224,21 @@ impl Manager {
         let observer: Arc<dyn Observer> = Arc::new(Reporter(Arc::downgrade(&inner)));
         let worker = Worker::new(options, loader, sinks, platform, shared, observer)?;
         let weak = Arc::downgrade(&inner);
-        let (ready, is_ready) = std::sync::mpsc::channel();
         std::thread::Builder::new()
             .name("plugins".to_owned())
-            .spawn(move || worker.run(&waiting, weak, &ready))
+            .spawn(move || worker.run(&waiting, weak))
             .map_err(ManagerError::Thread)?;
-        // An error means that the thread ended: then there is nothing to wait for.
-        let _ = is_ready.recv();
         Ok(Self { inner })
+    }
+
+    /// Answers when each plugin that was configured at the start runs or has
+    /// failed.
+    pub fn ready(&self) -> BoxFuture<()> {
+        let (reply, answer) = oneshot::channel();
+        // When the queue is full, or the thread has ended, there is nothing to
+        // wait for.
+        let _ = self.inner.commands.try_send(Command::Ready(reply));
+        Box::pin(async move { answer.await.unwrap_or_default() })
     }
 
     /// Looks at the configuration and at all files, and brings what runs in
@@ -254,11 +263,7 @@ impl Manager {
     ///
     /// The error says what is wrong with the entry, or why the plugin does not
     /// run with it; the entry is kept only when it does.
-    pub fn set_entry(
-        &self,
-        name: &str,
-        entry: Value,
-    ) -> BoxFuture<Result<PluginReload, String>> {
+    pub fn set_entry(&self, name: &str, entry: Value) -> BoxFuture<Result<PluginReload, String>> {
         self.set(name, Some(entry))
     }
 
@@ -267,11 +272,7 @@ impl Manager {
         self.set(name, None)
     }
 
-    fn set(
-        &self,
-        name: &str,
-        entry: Option<Value>,
-    ) -> BoxFuture<Result<PluginReload, String>> {
+    fn set(&self, name: &str, entry: Option<Value>) -> BoxFuture<Result<PluginReload, String>> {
         let (reply, answer) = oneshot::channel();
         let command = Command::Set(name.to_owned(), entry, reply);
         let sent = self.inner.commands.try_send(command).is_ok();

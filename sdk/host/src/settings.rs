@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use ed25519_dalek::VerifyingKey;
 use serde_json::Value;
 
-pub(crate) use entry::{is_name, merge};
 pub use entry::{Entry, Isolation, Ports};
+pub(crate) use entry::{is_name, merge};
 pub use lines::Lines;
 pub(crate) use values::nearest;
 
@@ -36,7 +36,8 @@ pub struct Settings {
     /// Watched folders of scripts.
     pub script_dirs: Vec<PathBuf>,
     /// Ed25519 keys of which one must have signed a file; empty for no such
-    /// rule.
+    /// rule. A file that comes with Pilot needs a signature as well, unless its
+    /// entry pins its `sha256`.
     pub trusted_keys: Vec<VerifyingKey>,
 }
 

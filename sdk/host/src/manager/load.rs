@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -81,6 +82,7 @@ impl Worker {
                 done.generation = new.number;
                 done.result = ReloadResult::Started;
                 let (file, sha256) = (new.file.display().to_string(), new.sha256.clone());
+                plugin.known = Some((new.manifest.clone(), new.provides.clone()));
                 let before = plugin.running.replace(*new);
                 let event = if before.is_some() { "plugin.reloaded" } else { "plugin.loaded" };
                 if let Some(before) = before {
@@ -112,7 +114,11 @@ impl Worker {
                 done.generation = running.map_or_else(|| plugin.machine.last(), |g| g.number);
                 if running.is_some() {
                     done.result = ReloadResult::Kept;
-                    tracing::error!(plugin = name, "not reloaded, the earlier one goes on: {}", failed.text);
+                    tracing::error!(
+                        plugin = name,
+                        "not reloaded, the earlier one goes on: {}",
+                        failed.text
+                    );
                 } else {
                     plugin.gate.close(&failed.text);
                     plugin.reason = Some(failed.text.clone());
@@ -192,10 +198,10 @@ impl Worker {
             limits: entry.limits.clone(),
             granted: granted.into(),
         };
-        let instance = backend.start(&config, context).map_err(|error| error.to_string())?;
-        let datagrams = |service: &str| {
-            manifest.services.iter().any(|s| s.name == service && s.datagrams)
-        };
+        let instance =
+            guard(|| backend.start(&config, context))?.map_err(|error| error.to_string())?;
+        let datagrams =
+            |service: &str| manifest.services.iter().any(|s| s.name == service && s.datagrams);
         let all = by_service
             .iter()
             .flat_map(|(service, ports)| ports.iter().map(|p| (*p, datagrams(service))))
@@ -242,9 +248,9 @@ impl Worker {
             ));
         }
         let copy = self.cache.copy(name, kind, checked)?;
-        let backend = self
-            .loader
-            .open(kind, &copy, entry.isolation, &entry.limits)
+        let loader = &self.loader;
+        let backend = guard(|| loader.open(kind, &copy, entry.isolation, &entry.limits))
+            .flatten()
             .map_err(|problem| format!("{} cannot be loaded: {problem}", file.display()))?;
         if stays {
             plugin.libraries.insert(checked.sha256.clone(), Arc::clone(&backend));
@@ -480,6 +486,16 @@ fn sink_names(name: &str, manifest: &Manifest) -> BTreeMap<String, String> {
         [only] => BTreeMap::from([(name.to_owned(), only.name.clone())]),
         several => several.iter().map(|s| (format!("{name}.{}", s.name), s.name.clone())).collect(),
     }
+}
+
+/// Keeps this thread from ending when a file makes what opens it panic.
+fn guard<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    // What the call leaves half done is its own, and is dropped.
+    std::panic::catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        format!("loading it panicked: {}", text.unwrap_or_else(|| "no reason".to_owned()))
+    })
 }
 
 struct Unpark(Thread);

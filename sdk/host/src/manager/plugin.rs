@@ -91,6 +91,8 @@ pub(super) struct Plugin {
     pub(super) events: Value,
     /// What it failed for, as another plugin has some of it.
     pub(super) conflict: Option<Claims>,
+    /// What it was when it last ran.
+    pub(super) known: Option<(Manifest, Provides)>,
     /// It is not wanted any more and goes when its last stream ends.
     pub(super) gone: bool,
     state: (State, u64),
@@ -135,6 +137,7 @@ impl Plugin {
             reason: None,
             events: Value::Null,
             conflict: None,
+            known: None,
             gone: false,
             state: (State::Off, now_ms()),
         }
@@ -152,18 +155,18 @@ impl Plugin {
         if state != self.state.0 {
             self.state = (state, now_ms());
         }
-        let generation = self.running.as_ref();
+        let (generation, known) = (self.running.as_ref(), self.known.as_ref());
         let base = PluginStatus {
             name: self.name.to_string(),
             kind: self.wanted.kind,
-            description: generation.map_or_else(String::new, |g| g.manifest.description.clone()),
-            provides: generation.map_or_else(Provides::default, |g| g.provides.clone()),
+            description: known.map_or_else(String::new, |(m, _)| m.description.clone()),
+            provides: known.map_or_else(Provides::default, |(_, provides)| provides.clone()),
             file: generation
                 .map(|g| &g.file)
                 .or(self.wanted.file.as_ref())
                 .map(|file| file.display().to_string()),
             sha256: generation.map(|g| g.sha256.clone()),
-            version: generation.map(|g| g.manifest.version.clone()),
+            version: known.map(|(manifest, _)| manifest.version.clone()),
             generation: generation.map_or_else(|| self.machine.last(), |g| g.number),
             isolation: generation.map_or(self.wanted.entry.isolation, |g| g.entry.isolation),
             state,

@@ -234,7 +234,8 @@ impl Worker {
                 let mut folders = self.folders(kind);
                 folders.extend(self.options.shipped.iter().cloned());
                 let shown: Vec<_> = folders.iter().map(|f| f.display().to_string()).collect();
-                let shown = if shown.is_empty() { "no folder".to_owned() } else { shown.join(", ") };
+                let shown =
+                    if shown.is_empty() { "no folder".to_owned() } else { shown.join(", ") };
                 (files::find(name, kind, &folders), shown)
             }
         };
@@ -264,7 +265,6 @@ impl Worker {
             .plugins
             .entry(name.to_owned())
             .or_insert_with(|| Plugin::new(name, wanted.clone()));
-        let was_off = plugin.machine.tried().is_none() && plugin.last.is_none();
         let before = plugin.machine.tried().map(|tried| Arc::clone(&tried.entry));
         plugin.wanted = wanted;
         plugin.gone = false;
@@ -277,17 +277,17 @@ impl Worker {
             None if plugin.wanted.named => Cause::Config,
             None => Cause::File,
         });
+        if !plugin.wanted.entry.enabled {
+            plugin.reason = Some("the configuration switches it off".to_owned());
+            plugin.conflict = None;
+        }
         match plugin.machine.want(print, again) {
             Do::Nothing => {
-                if was_off && !plugin.wanted.entry.enabled {
-                    plugin.reason = Some("the configuration switches it off".to_owned());
-                }
                 self.show(name);
                 None
             }
             Do::Stop => {
                 let generation = plugin.running.as_ref().map_or(0, |g| g.number);
-                plugin.reason = Some("the configuration switches it off".to_owned());
                 self.stop(name, "the configuration switches it off", self.options.drain);
                 tracing::info!(plugin = name, "switched off by the configuration");
                 let done = PluginReload {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -100,12 +100,7 @@ impl Worker {
         })
     }
 
-    pub(super) fn run(
-        mut self,
-        waiting: &Receiver<Command>,
-        inner: Weak<Inner>,
-        ready: &Sender<()>,
-    ) {
+    pub(super) fn run(mut self, waiting: &Receiver<Command>, inner: Weak<Inner>) {
         if self.options.watch {
             let changed = move || {
                 if let Some(inner) = inner.upgrade() {
@@ -115,8 +110,6 @@ impl Worker {
             self.watch = Some(Watch::new(Arc::new(changed)));
         }
         self.scan(Some(Cause::Start), false);
-        // Nobody waits for it any more: then it ends below.
-        let _ = ready.send(());
         let mut next = Instant::now() + TICK;
         loop {
             let now = Instant::now();
@@ -126,6 +119,7 @@ impl Worker {
             match waiting.recv_timeout(until.saturating_duration_since(now)) {
                 Ok(Command::Wake) | Err(RecvTimeoutError::Timeout) => {}
                 // Nobody may be waiting for an answer; that is their choice.
+                Ok(Command::Ready(reply)) => drop(reply.send(())),
                 Ok(Command::Reload(reply)) => drop(reply.send(self.scan(None, true))),
                 Ok(Command::Set(name, entry, reply)) => {
                     drop(reply.send(self.set_entry(&name, entry)));
@@ -196,14 +190,7 @@ impl Worker {
         }
     }
 
-    fn trouble(
-        &mut self,
-        name: &str,
-        generation: u64,
-        trouble: Trouble,
-        text: &str,
-        at: Instant,
-    ) {
+    fn trouble(&mut self, name: &str, generation: u64, trouble: Trouble, text: &str, at: Instant) {
         let Some(plugin) = self.plugins.get_mut(name) else { return };
         let was = plugin.machine.current() == Some(generation);
         let stuck = plugin.machine.hung();
@@ -410,7 +397,7 @@ impl Worker {
             None => self.set.remove(name),
         };
         let report = self.scan(Some(Cause::Set), false);
-        let mut done = report.plugins.into_iter().filter(|p| p.name == name).next_back();
+        let mut done = report.plugins.into_iter().rfind(|p| p.name == name);
         let unchanged = || {
             let plugin = self.plugins.get(name)?;
             Some(PluginReload {

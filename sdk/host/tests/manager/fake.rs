@@ -34,40 +34,40 @@ struct Text {
     stuck: bool,
 }
 
-pub struct Fake {
-    pub name: String,
-    pub label: String,
-    pub generation: u64,
-    pub config: Value,
-    pub context: Context,
+pub(crate) struct Fake {
+    pub(crate) name: String,
+    pub(crate) label: String,
+    pub(crate) generation: u64,
+    pub(crate) config: Value,
+    pub(crate) context: Context,
     text: Text,
-    pub stats: Mutex<Stats>,
-    pub streams: Mutex<Vec<BoxStream>>,
-    pub opened: AtomicUsize,
-    pub drained: Mutex<Option<Duration>>,
+    pub(crate) stats: Mutex<Stats>,
+    pub(crate) streams: Mutex<Vec<BoxStream>>,
+    pub(crate) opened: AtomicUsize,
+    pub(crate) drained: Mutex<Option<Duration>>,
     late: AtomicUsize,
 }
 
 impl Fake {
-    pub fn report(&self, incident: Incident) {
+    pub(crate) fn report(&self, incident: Incident) {
         self.context.observer.incident(&self.name, self.generation, incident);
     }
 
-    pub fn panicked(&self) {
+    pub(crate) fn panicked(&self) {
         self.report(Incident::Panicked { callback: "serve", text: "oh".to_owned() });
     }
 
     /// Streams that came after it was told to drain.
-    pub fn late(&self) -> usize {
+    pub(crate) fn late(&self) -> usize {
         self.late.load(Ordering::SeqCst)
     }
 
-    pub fn is_drained(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         self.drained.lock().unwrap().is_some()
     }
 
     /// Its streams are over.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.streams.lock().unwrap().clear();
         self.end_if_done();
     }
@@ -141,6 +141,7 @@ impl Backend for Opened {
         match self.text.fails.as_str() {
             "start" => return Err(StartError::Refused("no".to_owned())),
             "self-test" => return Err(StartError::SelfTest("not fit".to_owned())),
+            "panic" => panic!("oh no"),
             _ => {}
         }
         let fake = Arc::new(Fake {
@@ -163,9 +164,9 @@ impl Backend for Opened {
 
 /// Opens files of ours.
 #[derive(Default)]
-pub struct Files {
-    pub made: Arc<Mutex<Vec<Arc<Fake>>>>,
-    pub opened: Mutex<Vec<(PathBuf, Isolation)>>,
+pub(crate) struct Files {
+    pub(crate) made: Arc<Mutex<Vec<Arc<Fake>>>>,
+    pub(crate) opened: Mutex<Vec<(PathBuf, Isolation)>>,
 }
 
 impl Loader for Files {
@@ -188,7 +189,7 @@ impl Loader for Files {
 }
 
 /// The smallest file that is a library as far as one can tell from outside.
-pub fn elf() -> Vec<u8> {
+pub(crate) fn elf() -> Vec<u8> {
     let mut header = vec![0_u8; 64];
     header[..6].copy_from_slice(b"\x7fELF\x02\x01");
     header[16] = 3;
@@ -201,20 +202,20 @@ pub fn elf() -> Vec<u8> {
 
 /// The process around the manager.
 #[derive(Default)]
-pub struct Process {
-    pub ports: Mutex<BTreeMap<u16, Arc<dyn PortService>>>,
-    pub listened: AtomicUsize,
-    pub refuses: AtomicBool,
-    pub events: Mutex<Vec<(String, Map<String, Value>)>>,
+pub(crate) struct Process {
+    pub(crate) ports: Mutex<BTreeMap<u16, Arc<dyn PortService>>>,
+    pub(crate) listened: AtomicUsize,
+    pub(crate) refuses: AtomicBool,
+    pub(crate) events: Mutex<Vec<(String, Map<String, Value>)>>,
 }
 
 impl Process {
-    pub fn port(&self, port: u16) -> Option<Arc<dyn PortService>> {
+    pub(crate) fn port(&self, port: u16) -> Option<Arc<dyn PortService>> {
         self.ports.lock().unwrap().get(&port).cloned()
     }
 
     /// Events of this name about this plugin.
-    pub fn events(&self, name: &str, plugin: &str) -> Vec<Map<String, Value>> {
+    pub(crate) fn events(&self, name: &str, plugin: &str) -> Vec<Map<String, Value>> {
         let events = self.events.lock().unwrap();
         let about = |data: &Map<String, Value>| data.get("plugin").is_none_or(|p| p == plugin);
         events.iter().filter(|(n, data)| n == name && about(data)).map(|e| e.1.clone()).collect()
@@ -263,12 +264,12 @@ impl Platform for Process {
 
 /// What a stream did, seen from the peer's side.
 #[derive(Default)]
-pub struct Seen {
-    pub wrote: Mutex<Vec<String>>,
-    pub reset: Mutex<Option<String>>,
+pub(crate) struct Seen {
+    pub(crate) wrote: Mutex<Vec<String>>,
+    pub(crate) reset: Mutex<Option<String>>,
 }
 
-pub struct Stream(pub Arc<Seen>);
+pub(crate) struct Stream(pub(crate) Arc<Seen>);
 
 impl HostStream for Stream {
     fn remote(&self) -> SocketAddress {
@@ -300,9 +301,9 @@ impl HostStream for Stream {
 
 /// The journal.
 #[derive(Default)]
-pub struct Journal {
-    pub sinks: Arc<Mutex<HashMap<String, (Value, Deliver)>>>,
-    pub log: Arc<Mutex<Vec<String>>>,
+pub(crate) struct Journal {
+    pub(crate) sinks: Arc<Mutex<HashMap<String, (Value, Deliver)>>>,
+    pub(crate) log: Arc<Mutex<Vec<String>>>,
 }
 
 struct Attached {
@@ -352,17 +353,17 @@ impl SinkHandle for Attached {
 }
 
 /// A manager with its folders.
-pub struct World {
-    pub root: tempfile::TempDir,
-    pub loader: Arc<Files>,
-    pub process: Arc<Process>,
-    pub journal: Arc<Journal>,
-    pub manager: Option<Manager>,
+pub(crate) struct World {
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) loader: Arc<Files>,
+    pub(crate) process: Arc<Process>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) manager: Option<Manager>,
 }
 
 impl World {
     /// Folders `plugins`, `scripts`, `shipped`, and no manager yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         for folder in ["plugins", "scripts", "shipped"] {
             std::fs::create_dir(root.path().join(folder)).unwrap();
@@ -376,11 +377,11 @@ impl World {
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
-    pub fn options(&self) -> ManagerOptions {
+    pub(crate) fn options(&self) -> ManagerOptions {
         let mut options = ManagerOptions::new(self.path("data"));
         options.config_file = Some(self.path("pilot.yaml"));
         options.shipped = vec![self.path("shipped")];
@@ -388,12 +389,12 @@ impl World {
     }
 
     /// Writes the configuration; the folders are always named.
-    pub fn config(&self, text: &str) {
+    pub(crate) fn config(&self, text: &str) {
         let text = format!("plugin-dirs: [plugins]\nscript-dirs: [scripts]\n{text}");
         std::fs::write(self.path("pilot.yaml"), text).unwrap();
     }
 
-    pub fn start(&mut self, options: ManagerOptions) {
+    pub(crate) fn start(&mut self, options: ManagerOptions) {
         if !self.path("pilot.yaml").exists() {
             self.config("");
         }
@@ -403,32 +404,34 @@ impl World {
             Arc::clone(&self.journal) as Arc<dyn Sinks>,
             Arc::clone(&self.process) as Arc<dyn Platform>,
         );
-        self.manager = Some(manager.unwrap());
+        let manager = manager.unwrap();
+        block(manager.ready());
+        self.manager = Some(manager);
     }
 
-    pub fn manager(&self) -> &Manager {
+    pub(crate) fn manager(&self) -> &Manager {
         self.manager.as_ref().unwrap()
     }
 
-    pub fn status(&self, name: &str) -> PluginStatus {
+    pub(crate) fn status(&self, name: &str) -> PluginStatus {
         self.manager().status(name).unwrap_or_else(|| panic!("no {name}"))
     }
 
-    pub fn reload(&self) -> pilot_host::ReloadReport {
+    pub(crate) fn reload(&self) -> pilot_host::ReloadReport {
         block(self.manager().reload())
     }
 
     /// Instances of this name, in the order they were made.
-    pub fn made(&self, name: &str) -> Vec<Arc<Fake>> {
+    pub(crate) fn made(&self, name: &str) -> Vec<Arc<Fake>> {
         self.loader.made.lock().unwrap().iter().filter(|f| f.name == name).cloned().collect()
     }
 
-    pub fn last(&self, name: &str) -> Arc<Fake> {
+    pub(crate) fn last(&self, name: &str) -> Arc<Fake> {
         self.made(name).pop().unwrap_or_else(|| panic!("no {name}"))
     }
 
     /// Opens a stream; gives what came of it.
-    pub fn open(&self, port: u16) -> Arc<Seen> {
+    pub(crate) fn open(&self, port: u16) -> Arc<Seen> {
         let seen = Arc::new(Seen::default());
         let service = self.process.port(port).unwrap_or_else(|| panic!("nobody on {port}"));
         service.open(Box::new(Stream(Arc::clone(&seen))));
@@ -436,13 +439,13 @@ impl World {
     }
 
     /// The text of a refused stream.
-    pub fn refused(&self, port: u16) -> String {
+    pub(crate) fn refused(&self, port: u16) -> String {
         self.open(port).reset.lock().unwrap().clone().expect("it was refused")
     }
 
     /// Has the watcher go round once: changes a file of its own and waits until
     /// that has been seen, so that what was changed before has been seen too.
-    pub fn settle(&self, round: usize) {
+    pub(crate) fn settle(&self, round: usize) {
         let label = format!("round-{round}");
         script(&self.path("scripts/sentinel.lua"), &label, &[]);
         let seen = || self.made("sentinel").last().is_some_and(|f| f.label == label);
@@ -458,7 +461,7 @@ impl Drop for World {
     }
 }
 
-pub fn text(label: &str, ports: &[u16], more: &Value) -> String {
+pub(crate) fn text(label: &str, ports: &[u16], more: &Value) -> String {
     let mut text = json!({
         "manifest": Manifest::new("fake", "1.0").service("main", ports),
         "label": label,
@@ -473,22 +476,22 @@ pub fn text(label: &str, ports: &[u16], more: &Value) -> String {
 }
 
 /// Writes a script that answers on these ports.
-pub fn script(path: &Path, label: &str, ports: &[u16]) {
+pub(crate) fn script(path: &Path, label: &str, ports: &[u16]) {
     std::fs::write(path, text(label, ports, &Value::Null)).unwrap();
 }
 
 /// Writes a library that answers on these ports.
-pub fn library(path: &Path, label: &str, ports: &[u16]) {
+pub(crate) fn library(path: &Path, label: &str, ports: &[u16]) {
     library_with(path, label, ports, &Value::Null);
 }
 
-pub fn library_with(path: &Path, label: &str, ports: &[u16], more: &Value) {
+pub(crate) fn library_with(path: &Path, label: &str, ports: &[u16], more: &Value) {
     let bytes = [elf(), text(label, ports, more).into_bytes()].concat();
     std::fs::write(path, bytes).unwrap();
 }
 
 /// Waits for something that must come.
-pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < end, "it never came: {what}");
@@ -497,6 +500,6 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// Waits for an answer.
-pub fn block<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }

@@ -186,9 +186,7 @@ fn a_changed_configuration_reloads_what_it_is_about() {
     assert_eq!(world.loader.opened.lock().unwrap().len(), 2 + 2);
     // One that does not fit the schema keeps what runs.
     world.config("plugins:\n  one:\n    config:\n      m: 2\n  two:\n");
-    until("it was refused", || {
-        !world.process.events("plugin.reload_failed", "one").is_empty()
-    });
+    until("it was refused", || !world.process.events("plugin.reload_failed", "one").is_empty());
     let last = world.status("one").last_reload.unwrap();
     assert_eq!(last.result, ReloadResult::Kept);
     let error = last.error.unwrap();
@@ -225,7 +223,7 @@ fn a_configuration_that_does_not_parse_keeps_everything() {
 fn a_bad_file_keeps_what_runs() {
     let world = world();
     let file = world.path("plugins/libpilot_plugin_one.so");
-    for (round, fails) in ["open", "start", "self-test"].into_iter().enumerate() {
+    for (round, fails) in ["open", "start", "self-test", "panic"].into_iter().enumerate() {
         library_with(&file, "bad", &[7], &json!({ "fails": fails }));
         until("it was refused", || {
             world.process.events("plugin.reload_failed", "one").len() == round + 1
@@ -238,7 +236,7 @@ fn a_bad_file_keeps_what_runs() {
         assert_eq!(world.open(7).wrote.lock().unwrap().as_slice(), ["1"]);
     }
     world.settle(1);
-    assert_eq!(world.process.events("plugin.reload_failed", "one").len(), 3);
+    assert_eq!(world.process.events("plugin.reload_failed", "one").len(), 4);
     // What runs is put back: nothing is to be done.
     library(&file, "one-a", &[7]);
     world.settle(2);
@@ -296,7 +294,7 @@ fn an_entry_set_at_run_time() {
     world.start(world.options());
     assert!(world.manager().status("sink-webhook").is_none());
     let set = |entry| crate::fake::block(world.manager().set_entry("sink-webhook", entry));
-    let error = set(json!({ "enabled": true, "config": { "ulr": "x" } })).unwrap_err();
+    let error = set(json!({ "enabled": true, "config": { "uri": "x" } })).unwrap_err();
     assert!(error.contains("did you mean url?"), "{error}");
     assert!(world.manager().status("sink-webhook").is_none());
     let error = set(json!({ "enabeld": true })).unwrap_err();
