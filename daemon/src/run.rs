@@ -183,7 +183,6 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
         plugins: plugins.clone(),
         data: config.data.clone(),
     });
-    let started = setup.start(Arc::new(Loaders), kept.journal.sinks(), platform);
     let mut served = Served { listen, metrics: None };
     if let Some(metrics) = metrics {
         let address = metrics.local_addr().context("metrics-listen: the socket has no address")?;
@@ -191,7 +190,7 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
         tasks.spawn(metrics.serve(node.clone(), plugins.clone()));
     }
     let working = async {
-        plugins.started(started.await?, kept.journal.clone());
+        setup.start(Arc::new(Loaders), kept.journal.clone(), platform, &plugins).await?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         events.emit(|| Happening::DaemonStarted { version });
         announce(&config, &control_handle, served).await;

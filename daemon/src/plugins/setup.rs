@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use pilot_host::{Loader, Manager, ManagerOptions, Platform, Sinks};
+use pilot_host::{Loader, Manager, ManagerOptions, Platform};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
 use super::handle::{WEBHOOK, webhook_entry};
+use super::{EventJournal, Plugins};
 use crate::config::Config;
 
 /// The plugin that keeps files and messages.
@@ -79,28 +79,27 @@ impl Setup {
         Self { shortcuts: shortcuts(config, &options.defaults), options }
     }
 
-    /// Starts the manager on a thread of its own, as starting blocks; returns
-    /// when each plugin runs or has failed.
+    /// Starts the manager and gives it to `plugins`; returns when each plugin
+    /// runs or has failed.
     ///
     /// # Errors
     /// When the folder of plugin state cannot be used, or a thread is missing.
     pub async fn start(
         self,
         loader: Arc<dyn Loader>,
-        sinks: Arc<dyn Sinks>,
+        journal: EventJournal,
         platform: Arc<dyn Platform>,
-    ) -> anyhow::Result<Manager> {
+        plugins: &Plugins,
+    ) -> anyhow::Result<()> {
         let Self { options, shortcuts } = self;
         let (defaults, folders) = (options.defaults.clone(), options.shipped.clone());
-        let (started, manager) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("plugins-start".to_owned())
-            .spawn(move || {
-                // The daemon may be ending already; then the manager ends too.
-                let _ = started.send(Manager::start(options, loader, sinks, platform));
-            })
-            .context("no thread to start plugins on")?;
-        let manager = manager.await.context("starting plugins ended badly")??;
+        let sinks = journal.sinks();
+        // It reads its store, which the loops need not wait for.
+        let start = move || Manager::start(options, loader, sinks, platform);
+        let manager = tokio::task::spawn_blocking(start).await;
+        let manager = manager.context("starting plugins ended badly")??;
+        plugins.started(manager.clone(), journal);
+        manager.ready().await;
         for (name, entry) in shortcuts {
             match manager.set_entry(name, entry).await {
                 Ok(done) => {
@@ -112,7 +111,7 @@ impl Setup {
             }
         }
         warn_of_missing(&manager, &defaults, &folders);
-        Ok(manager)
+        Ok(())
     }
 }
 

@@ -155,9 +155,10 @@ async fn host(node: &TestNode, files: &[(&str, Value)]) -> Hosted {
     let (sender, delivered) = mpsc::channel();
     let loader = Arc::new(FakeLoader { delivered: sender });
     let setup = Setup::new(&config, None, &[1001]);
-    let started = setup.start(loader, journal.sinks(), Arc::clone(&platform) as Arc<dyn Platform>);
-    let manager = tokio::time::timeout(STEP, started).await.unwrap().unwrap();
-    plugins.started(manager.clone(), journal.clone());
+    let host = Arc::clone(&platform) as Arc<dyn Platform>;
+    let started = setup.start(loader, journal.clone(), host, &plugins);
+    tokio::time::timeout(STEP, started).await.unwrap().unwrap();
+    let manager = plugins.manager().unwrap().clone();
     Hosted { plugins, manager, platform, journal, delivered, shipped }
 }
 
