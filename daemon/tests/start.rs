@@ -200,7 +200,7 @@ fn a_hangup_reloads_plugins_and_ends_nothing() {
     };
     daemon.signal("-HUP");
     said("reloaded");
-    std::fs::write(&file, "owner: me\nplugins:\n  echo: {prot: 7}\n").unwrap();
+    std::fs::write(&file, "owner: me\nplugins:\n  echo: {port: 7}\n").unwrap();
     daemon.signal("-HUP");
     said("did you mean ports?");
     std::os::unix::net::UnixStream::connect(place.path("p.sock")).unwrap();
