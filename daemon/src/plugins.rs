@@ -5,7 +5,6 @@
 
 mod handle;
 mod journal;
-mod loader;
 mod methods;
 mod peers;
 mod platform;
@@ -13,7 +12,6 @@ mod setup;
 
 pub use handle::Plugins;
 pub use journal::EventJournal;
-pub(crate) use loader::Loaders;
 pub use peers::PeerBook;
 pub use platform::{DaemonPlatform, PlatformParts};
 pub use setup::{DEFAULTS, Setup, Shipped};

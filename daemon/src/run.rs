@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use pilot_host::Loaders;
 use pilot_host::events::Happening;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -23,9 +24,7 @@ use crate::identity::Identity;
 use crate::ipc::IpcListener;
 use crate::metrics::{Metrics, MetricsLimits};
 use crate::node::{self, NodeHandle, controller};
-use crate::plugins::{
-    DaemonPlatform, EventJournal, Loaders, PeerBook, PlatformParts, Plugins, Setup,
-};
+use crate::plugins::{DaemonPlatform, EventJournal, PeerBook, PlatformParts, Plugins, Setup};
 use crate::service::{DataExchange, DataExchangeLimits};
 use crate::state::Store;
 use crate::trust::{self, Pins, TrustFile, TrustParts, TrustState};

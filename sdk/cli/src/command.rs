@@ -15,7 +15,9 @@ mod daemon_start;
 mod daemon_status;
 mod daemon_stop;
 mod deregister;
+mod disable_tasks;
 mod disconnect;
+mod enable_tasks;
 mod find;
 mod handshake;
 mod inbox;
@@ -23,14 +25,18 @@ mod info;
 mod init;
 mod listen;
 mod lookup;
+mod name_register;
 mod peers;
 mod pending;
 mod ping;
 mod plugins;
+mod publish;
 mod received;
 mod recv;
 mod reject;
 mod reload;
+mod resolve;
+mod secure_connect;
 mod send;
 mod send_file;
 mod send_message;
@@ -39,6 +45,14 @@ mod set_private;
 mod set_public;
 mod set_tags;
 mod set_webhook;
+mod subscribe;
+mod task_accept;
+mod task_decline;
+mod task_execute;
+mod task_list;
+mod task_queue;
+mod task_send_results;
+mod task_submit;
 mod trust;
 mod untrust;
 
@@ -83,6 +97,20 @@ pub(crate) static COMMANDS: &[Spec] = &[
     reload::SPEC,
     set_webhook::SPEC,
     clear_webhook::SPEC,
+    subscribe::SPEC,
+    publish::SPEC,
+    secure_connect::SPEC,
+    resolve::SPEC,
+    name_register::SPEC,
+    enable_tasks::SPEC,
+    disable_tasks::SPEC,
+    task_submit::SPEC,
+    task_accept::SPEC,
+    task_decline::SPEC,
+    task_execute::SPEC,
+    task_send_results::SPEC,
+    task_list::SPEC,
+    task_queue::SPEC,
     bench::SPEC,
     context::SPEC,
     completions::SPEC,

@@ -97,7 +97,7 @@ impl Keeper {
             slots: Vec::new(),
             slots_made: 0,
             next,
-            next_on_disk: 0,
+            next_on_disk: next,
             durable: next - 1,
             backlog: Vec::new(),
             numbered: 0,
@@ -134,6 +134,17 @@ impl Keeper {
             let (want, until) = self.wanted(due);
             let taken = self.take(want, until);
             self.round(taken);
+        }
+        self.finish();
+    }
+
+    /// Says exactly which number is next, for no number to be missing later.
+    fn finish(&mut self) {
+        let exact = Changes { next: self.next, ..Changes::default() };
+        if let (Some(store), None) = (&mut self.store, &self.stall)
+            && let Err(error) = store.commit(&exact, std::iter::empty())
+        {
+            warn!("the next event_id cannot be written: {error}");
         }
         if let Some(stall) = &self.stall {
             let events = self.changes.events.len() + self.backlog.len() - self.numbered;

@@ -507,3 +507,6 @@ impl Outlet {
         self.retry_at
     }
 }
+
+#[cfg(test)]
+mod tests;

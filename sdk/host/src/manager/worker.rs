@@ -35,7 +35,7 @@ const POLL: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(5);
 /// Older generations of one plugin that may be finishing; beyond it the oldest
 /// is ended at once.
-const MAX_DRAINING: usize = 64;
+const MAX_DRAINING: usize = 256;
 
 pub(super) struct Worker {
     pub(super) options: ManagerOptions,
