@@ -5,7 +5,7 @@
 //! | Method | Request | Answer |
 //! |---|---|---|
 //! | `node.info` | nothing | what `pilotctl info --json` shows: own address, peers, connections, counters |
-//! | `node.status` | nothing | `node_id`, `address`, `hostname`, `uptime_secs`, `peers`, `encrypted_peers`, `streams`, `registry` (`up`, `unreachable` or `off`) |
+//! | `node.status` | nothing | `node_id`, `address`, `hostname`, `version`, `uptime_secs`, `peers` and `encrypted_peers` (how many), `streams` and `connections` (open ones; the same number), `registry` (`up`, `unreachable` or `off`) |
 //! | `node.peers` | nothing | `peers`: entries as `peer_list` of `node.info` |
 //! | `node.folders` | nothing | paths: `home` and `data` (everything the daemon keeps), `received`, `inbox`, `tasks` |
 //! | `registry.lookup` | `node_id` | the registry's `lookup_ok`: `address`, `public_key`, `hostname`, `tags`, `polo_score`, `task_exec` |
@@ -13,14 +13,14 @@
 //! | `registry.polo_score` | `node_id` | `node_id`, `address`, `polo_score` |
 //! | `registry.update_polo_score` | `node_id`, `delta` (whole number) | the same, with the new score |
 //! | `trust.list` | nothing | `trusted`: `node_id`, `public_key`, `approved_at`, `mutual`, `network` |
-//! | `plugins.list` | nothing | `plugins`: as `pilotctl plugins --json` |
+//! | `plugins.list` | nothing | `plugins`: as `pilotctl plugins --json`, each with its `services` (`name`, `ports`, `datagrams`) once more at the top |
 //!
 //! Any other name is [`CallError::Unknown`]; what fails is
 //! [`CallError::Failed`] with a text for the plugin's author.
 
 use std::path::Path;
 
-use pilot_host::CallError;
+use pilot_host::{CallError, PluginStatus};
 use pilot_wire::NodeId;
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ impl Methods {
                 self.registry(Call::UpdatePoloScore { node, delta }).await
             }
             "trust.list" => self.trust.trusted().await.map_err(failed),
-            "plugins.list" => Ok(json!({ "plugins": self.plugins.list() })),
+            "plugins.list" => Ok(json!({ "plugins": self.plugins() })),
             other => Err(CallError::Unknown(other.to_owned())),
         }
     }
@@ -83,12 +83,24 @@ impl Methods {
             "node_id": status.node,
             "address": status.address,
             "hostname": status.hostname,
+            "version": env!("CARGO_PKG_VERSION"),
             "uptime_secs": snapshot.uptime.as_secs(),
             "peers": peers,
             "encrypted_peers": encrypted_peers,
             "streams": streams,
+            "connections": streams,
             "registry": status.state(),
         }))
+    }
+
+    fn plugins(&self) -> Vec<Value> {
+        let with_services = |status: PluginStatus| {
+            let services = json!(status.provides.services);
+            let mut status = json!(status);
+            status["services"] = services;
+            status
+        };
+        self.plugins.list().into_iter().map(with_services).collect()
     }
 
     async fn registry(&self, call: Call) -> Result<Value, CallError> {

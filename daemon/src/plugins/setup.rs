@@ -134,7 +134,7 @@ fn shortcuts(config: &Config, defaults: &[String]) -> Vec<(&'static str, Value)>
     }
     let exchange = defaults.iter().any(|name| name == DATA_EXCHANGE);
     if let Some(bytes) = config.max_received_bytes.filter(|_| exchange) {
-        entries.push((DATA_EXCHANGE, json!({ "config": { "max-received-bytes": bytes } })));
+        entries.push((DATA_EXCHANGE, json!({ "config": { "max-bytes": bytes } })));
     }
     entries
 }
@@ -200,7 +200,7 @@ mod tests {
         let shortcuts = |args: &[&str]| Setup::new(&config(args), None, &[]).shortcuts;
         assert_eq!(shortcuts(&[]), []);
         let webhook = json!({ "enabled": true, "config": { "url": "http://h/x" } });
-        let limit = json!({ "config": { "max-received-bytes": 1 << 20 } });
+        let limit = json!({ "config": { "max-bytes": 1 << 20 } });
         assert_eq!(
             shortcuts(&["-webhook", "http://h/x", "-max-received-bytes", "1M"]),
             [(WEBHOOK, webhook), (DATA_EXCHANGE, limit)]
