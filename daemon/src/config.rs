@@ -9,7 +9,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pilot_host::Settings;
 use pilot_wire::ipc::Congestion;
+
+use crate::plugins::DEFAULTS;
 
 pub use keys::PROGRAM;
 pub use raw::{ConfigError, Invocation, RawConfig};
@@ -24,7 +27,7 @@ pub enum LogFormat {
 }
 
 /// A checked configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Registry as host:port.
     pub registry: Option<String>,
@@ -68,10 +71,16 @@ pub struct Config {
     pub lanes: bool,
     /// How streams share a bottleneck unless their client says otherwise.
     pub congestion: Congestion,
-    /// Whether port 7 answers.
-    pub echo: bool,
-    /// Whether port 1001 answers.
-    pub data_exchange: bool,
+    /// The file that it came from, which names plugins and scripts as well.
+    pub config_file: Option<PathBuf>,
+    /// What the file says of plugins and scripts.
+    pub settings: Settings,
+    /// Folders of the plugins that ship with Pilot; `None` for the usual ones.
+    pub plugin_path: Option<Vec<PathBuf>>,
+    /// Those of the shipped plugins that run without being named.
+    pub default_plugins: Vec<&'static str>,
+    /// Where events are delivered.
+    pub webhook: Option<String>,
     /// Bytes that received files and messages may take; `None` is no limit.
     pub max_received_bytes: Option<u64>,
     /// TCP address of metrics.
@@ -123,8 +132,11 @@ impl TryFrom<&RawConfig> for Config {
             workers: raw.number("workers", 1, crate::workers::MAX_WORKERS)?,
             lanes: !raw.flag("no-lanes")?,
             congestion: raw.congestion("congestion")?,
-            echo: !raw.flag("no-echo")?,
-            data_exchange: !raw.flag("no-dataexchange")?,
+            config_file: raw.file().map(PathBuf::from),
+            settings: raw.settings().clone(),
+            plugin_path: raw.paths("plugin-path")?,
+            default_plugins: default_plugins(raw)?,
+            webhook: raw.webhook("webhook")?,
             max_received_bytes: raw.bytes("max-received-bytes")?,
             metrics_listen: metrics(raw)?,
             log_level: raw.log_level("log-level")?,
@@ -132,7 +144,6 @@ impl TryFrom<&RawConfig> for Config {
             registry,
             beacon,
         };
-        raw.flag("no-eventstream")?;
         if config.endpoint.as_deref().is_some_and(|e| e.ends_with(":0")) {
             return Err(raw.refuse("endpoint", "has port 0, which no peer can reach"));
         }
@@ -158,6 +169,19 @@ fn metrics(raw: &RawConfig) -> Result<Option<SocketAddr>, ConfigError> {
     }
 }
 
+/// The shipped plugins that no key switches off.
+fn default_plugins(raw: &RawConfig) -> Result<Vec<&'static str>, ConfigError> {
+    let none = raw.flag("no-plugins")?;
+    let mut names = Vec::new();
+    for plugin in DEFAULTS {
+        let off = plugin.switch.map(|key| raw.flag(key)).transpose()?.unwrap_or(false);
+        if !none && !off {
+            names.push(plugin.name);
+        }
+    }
+    Ok(names)
+}
+
 fn refuse_unsupported(raw: &RawConfig) -> Result<(), ConfigError> {
     if !raw.flag("encrypt")? {
         let problem = "is false, but tunnels are always encrypted here; remove the key";
@@ -167,10 +191,9 @@ fn refuse_unsupported(raw: &RawConfig) -> Result<(), ConfigError> {
         let problem = "is true, but TLS to the registry is not supported yet; remove the key";
         return Err(raw.refuse("registry-tls", problem));
     }
-    for key in ["registry-fingerprint", "webhook"] {
-        if !raw.text(key).is_empty() {
-            return Err(raw.refuse(key, "is not supported yet; remove the key"));
-        }
+    let key = "registry-fingerprint";
+    if !raw.text(key).is_empty() {
+        return Err(raw.refuse(key, "is not supported yet; remove the key"));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod registry;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use pilot_host::events::Happening;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -23,7 +24,9 @@ pub use member::Member;
 pub(crate) use member::unix_now;
 pub(crate) use registry::RegistryError;
 
+use crate::events::Events;
 use crate::node::NodeHandle;
+use crate::plugins::PeerBook;
 use crate::state::Store;
 use crate::trust::{Pins, TrustHandle};
 
@@ -62,12 +65,17 @@ pub struct ControlParts {
     pub node: NodeHandle,
     /// The trust task.
     pub trust: TrustHandle,
+    /// Who peers are.
+    pub peers: PeerBook,
+    /// Where to say what happens.
+    pub events: Events,
 }
 
 /// The running control plane; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Control {
     member: Member,
+    events: Events,
     status: watch::Receiver<ControlStatus>,
     _tasks: JoinSet<()>,
 }
@@ -87,16 +95,22 @@ pub fn spawn(parts: ControlParts, inbox: ControlInbox) -> Control {
     });
     if let Some((node, _)) = remembered {
         parts.member.set_node(node);
+        parts.events.set_node(node);
     }
     let watched = status.subscribe();
     let status = std::sync::Arc::new(status);
     let (orders, receiver) = mpsc::channel(membership::ORDERS);
     let mut tasks = JoinSet::new();
-    tasks.spawn(membership::watch_link(parts.member.clone(), parts.node.clone(), status.clone()));
+    tasks.spawn(membership::watch_link(
+        parts.member.clone(),
+        parts.node.clone(),
+        status.clone(),
+        parts.events.clone(),
+    ));
     tasks.spawn(lookups::Lookups::new(&parts, orders, status.clone()).run(asks));
-    let member = parts.member.clone();
+    let (member, events) = (parts.member.clone(), parts.events.clone());
     tasks.spawn(membership::Membership::new(parts, receiver, status).run());
-    Control { member, status: watched, _tasks: tasks }
+    Control { member, events, status: watched, _tasks: tasks }
 }
 
 impl Control {
@@ -111,7 +125,10 @@ impl Control {
             return;
         }
         match tokio::time::timeout(LEAVE_LIMIT, self.member.deregister()).await {
-            Ok(Ok(())) => tracing::info!("left the registry"),
+            Ok(Ok(())) => {
+                tracing::info!("left the registry");
+                self.events.emit(|| Happening::NodeDeregistered);
+            }
             Ok(Err(e)) => tracing::warn!("could not leave the registry: {e}"),
             Err(_) => tracing::warn!("could not leave the registry: no answer in 2 seconds"),
         }

@@ -8,10 +8,12 @@
 pub mod config;
 pub mod control;
 mod durable;
+pub mod events;
 pub mod identity;
 pub mod ipc;
 pub mod metrics;
 pub mod node;
+pub mod plugins;
 mod rfc3339;
 pub mod run;
 pub mod service;

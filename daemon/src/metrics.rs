@@ -28,9 +28,10 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
 use crate::node::NodeHandle;
+use crate::plugins::Plugins;
 
 /// Streams with series of their own, those that moved the most bytes. The sums
-/// count all; so a scrape has at most about 6,000 lines.
+/// count all; so a scrape has at most about 8,000 lines.
 const STREAMS: usize = 256;
 /// A scrape younger than this is given to whoever asks.
 const FRESH: Duration = Duration::from_secs(1);
@@ -97,10 +98,10 @@ impl Metrics {
     }
 
     /// Serves for ever.
-    pub async fn serve(self, node: NodeHandle) {
+    pub async fn serve(self, node: NodeHandle, plugins: Plugins) {
         let Self { listener, limits } = self;
         let slots = Arc::new(Semaphore::new(limits.connections));
-        let scrapes = Arc::new(Scrapes { node, last: Mutex::default() });
+        let scrapes = Arc::new(Scrapes { node, plugins, last: Mutex::default() });
         while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, _)) => {
@@ -172,6 +173,7 @@ fn say(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 /// The last scrape and where the next comes from.
 struct Scrapes {
     node: NodeHandle,
+    plugins: Plugins,
     last: Mutex<Option<(Instant, Bytes)>>,
 }
 
@@ -186,7 +188,10 @@ impl Scrapes {
         }
         let snapshot = tokio::time::timeout(LOOP_LIMIT, self.node.snapshot(STREAMS)).await;
         let snapshot = snapshot.ok().flatten()?;
-        let write = tokio::task::spawn_blocking(move || families::write(&snapshot));
+        let plugins = self.plugins.clone();
+        let write = tokio::task::spawn_blocking(move || {
+            families::write(&snapshot, &plugins.list(), &plugins.events())
+        });
         let text = Bytes::from(write.await.ok()?);
         *last = Some((Instant::now(), text.clone()));
         Some(text)

@@ -1,13 +1,17 @@
 //! From a command line to a running daemon and back: what is opened in which
 //! order, what is wired to what, and how it ends.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use pilot_host::Loaders;
+use pilot_host::events::Happening;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
@@ -20,10 +24,11 @@ use crate::identity::Identity;
 use crate::ipc::IpcListener;
 use crate::metrics::{Metrics, MetricsLimits};
 use crate::node::{self, NodeHandle, controller};
+use crate::plugins::{DaemonPlatform, EventJournal, PeerBook, PlatformParts, Plugins, Setup};
 use crate::service::{DataExchange, DataExchangeLimits};
 use crate::state::Store;
 use crate::trust::{self, Pins, TrustFile, TrustParts, TrustState};
-use crate::workers::{self, LoopPlan, Spread};
+use crate::workers::{self, LoopPlan, NativeService, Spread};
 
 /// How long the ready line waits for the registry.
 const READY_LIMIT: Duration = Duration::from_secs(3);
@@ -31,10 +36,31 @@ const READY_LIMIT: Duration = Duration::from_secs(3);
 /// registry and the last writes it stays below the 10 seconds after which
 /// `pilotctl daemon stop` kills (protocol page "Programs, flags and the CLI").
 const DRAIN_LIMIT: Duration = Duration::from_secs(7);
+/// The part of that time which plugins have to finish their streams by
+/// themselves, and what they may take beyond it to end.
+const PLUGIN_DRAIN: Duration = Duration::from_secs(2);
+const PLUGIN_GRACE: Duration = Duration::from_millis(500);
 /// Clients of the driver socket at once.
 const MAX_CLIENTS: usize = 1024;
 /// Lanes of all clients at once, about 1 MiB each.
 const MAX_LANES: usize = 64;
+
+/// Services that are compiled in, instead of the plugins that ship with Pilot.
+/// No key of the configuration: what is compiled in is what plugins are
+/// measured against.
+#[derive(Clone, Copy, Debug)]
+pub struct Native {
+    /// Port 7, if `no-echo` does not switch it off.
+    pub echo: bool,
+    /// Port 1001, if `no-dataexchange` does not switch it off.
+    pub data_exchange: bool,
+}
+
+impl Default for Native {
+    fn default() -> Self {
+        Self { echo: false, data_exchange: true }
+    }
+}
 
 /// Runs a daemon until it is told to end.
 ///
@@ -44,6 +70,18 @@ const MAX_LANES: usize = 64;
 pub fn run(
     args: impl IntoIterator<Item = String>,
     env: impl Fn(&str) -> Option<String>,
+) -> anyhow::Result<()> {
+    run_with(args, env, Native::default())
+}
+
+/// The same with these services compiled in.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    args: impl IntoIterator<Item = String>,
+    env: impl Fn(&str) -> Option<String>,
+    native: Native,
 ) -> anyhow::Result<()> {
     let config = match RawConfig::load(args, env)? {
         Invocation::Run(raw) => Config::try_from(&raw)?,
@@ -58,7 +96,7 @@ pub fn run(
         .enable_all()
         .build()
         .context("the runtime cannot start")?;
-    LocalSet::new().block_on(&runtime, serve(config))
+    LocalSet::new().block_on(&runtime, serve(config, native))
 }
 
 /// What lies on disk, opened and checked.
@@ -67,12 +105,14 @@ struct Kept {
     store: Store,
     trust_file: TrustFile,
     trust: TrustState,
+    journal: EventJournal,
     /// Held as long as the daemon runs.
     _lock: File,
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
-    let mut signals = Signals::new().context("signals cannot be handled")?;
+async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
+    let mut ending = Ending::new().context("signals cannot be handled")?;
+    let hangup = signal(SignalKind::hangup()).context("signals cannot be handled")?;
     // The socket first: a second daemon ends here and touches nothing.
     let listener = IpcListener::bind(&config.socket)?;
     let kept = open(&config)?;
@@ -83,17 +123,20 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (node, inboxes) = node::channels(Spread::over(config.workers));
     let (control_handle, control_inbox) = control::channel();
     let (trust_handle, trust_inbox) = trust::channel(control_handle.clone());
+    let events = kept.journal.events();
+    let plugins = Plugins::default();
+    let native = native_services(&config, native);
+    let native_ports: Vec<u16> = native.iter().map(NativeService::port).collect();
+    let setup = Setup::new(&config, std::env::current_exe().ok().as_deref(), &native_ports);
     let plan = LoopPlan {
         config: core_config(&config),
         identity: kept.identity.clone(),
         trusted: kept.trust.trusted().keys().copied().collect(),
         control: control_handle.clone(),
         trust: trust_handle.clone(),
-        echo: config.echo,
-        data_exchange: config.data_exchange.then(|| {
-            let limits = DataExchangeLimits { max_bytes: config.max_received_bytes };
-            DataExchange::new(&config.data, limits)
-        }),
+        native,
+        plugins: plugins.clone(),
+        events: events.clone(),
         max_clients: MAX_CLIENTS,
         max_lanes: if config.lanes { MAX_LANES } else { 0 },
     };
@@ -102,6 +145,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let member = Member::new(config.registry.clone(), kept.identity.clone());
     let pins = Pins::default();
     pins.follow(&kept.trust);
+    let peers = PeerBook::new(pins.clone(), kept.store.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(kept.store.clone().keep_written());
     let trust_parts = TrustParts {
@@ -112,6 +156,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         node: node.clone(),
         control: control_handle.clone(),
         handle: trust_handle.clone(),
+        events: events.clone(),
     };
     tasks.spawn(trust::run(trust_parts, trust_inbox));
     let control = control::spawn(
@@ -121,32 +166,47 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             store: kept.store.clone(),
             pins,
             node: node.clone(),
-            trust: trust_handle,
+            trust: trust_handle.clone(),
+            peers: peers.clone(),
+            events: events.clone(),
         },
         control_inbox,
     );
 
+    let platform = DaemonPlatform::new(PlatformParts {
+        node: node.clone(),
+        control: control_handle.clone(),
+        trust: trust_handle,
+        peers,
+        events: events.clone(),
+        plugins: plugins.clone(),
+        data: config.data.clone(),
+    });
     let mut served = Served { listen, metrics: None };
     if let Some(metrics) = metrics {
         let address = metrics.local_addr().context("metrics-listen: the socket has no address")?;
         served.metrics = Some(address);
-        tasks.spawn(metrics.serve(node.clone()));
+        tasks.spawn(metrics.serve(node.clone(), plugins.clone()));
     }
-    let ready = announce(&config, &control_handle, served);
-    let ended = tokio::select! {
-        () = ready => tokio::select! {
-            () = signals.next() => None,
-            ended = loops.ended() => Some(ended),
-        },
-        () = signals.next() => None,
-        ended = loops.ended() => Some(ended),
+    let working = async {
+        setup.start(Arc::new(Loaders), kept.journal.clone(), platform, &plugins).await?;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        events.emit(|| Happening::DaemonStarted { version });
+        announce(&config, &control_handle, served).await;
+        reload_on(hangup, &plugins).await
     };
-    if let Some(ended) = ended {
-        ended?;
-        anyhow::bail!("the loop ended without being asked to");
-    }
+    let reason = tokio::select! {
+        ended = working => match ended? {},
+        reason = ending.next() => reason,
+        ended = loops.ended() => {
+            ended?;
+            anyhow::bail!("the loop ended without being asked to");
+        }
+    };
+    events.emit(|| Happening::DaemonStopping { reason: reason.to_owned() });
+    let last_streams = end_plugins(&plugins, &mut ending).await;
     loops.settle().await;
-    shut_down(&node, &mut signals).await;
+    shut_down(&node, &mut ending, last_streams).await;
     // The loop has ended or had its time.
     match tokio::time::timeout(Duration::from_secs(1), loops.finish()).await {
         Ok(Ok(())) => {}
@@ -155,8 +215,44 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     finish(control, &kept.store).await;
     tasks.shutdown().await;
+    kept.journal.close().await;
     tracing::info!("ended");
     Ok(())
+}
+
+/// What is compiled in and not switched off.
+fn native_services(config: &Config, native: Native) -> Vec<NativeService> {
+    let on = |compiled: bool, name: &str| compiled && config.default_plugins.contains(&name);
+    let mut services = Vec::new();
+    if on(native.echo, "echo") {
+        services.push(NativeService::Echo);
+    }
+    if on(native.data_exchange, "data-exchange") {
+        let limits = DataExchangeLimits { max_bytes: config.max_received_bytes };
+        services.push(NativeService::DataExchange(DataExchange::new(&config.data, limits)));
+    }
+    services
+}
+
+/// Has plugins finish their streams, as far as that takes no longer than
+/// [`PLUGIN_DRAIN`]; a second signal cuts that short. What the streams of the
+/// daemon have left of their time is returned.
+async fn end_plugins(plugins: &Plugins, ending: &mut Ending) -> Duration {
+    let Some(manager) = plugins.manager() else { return DRAIN_LIMIT };
+    let start = Instant::now();
+    let ended = tokio::time::timeout(PLUGIN_DRAIN + PLUGIN_GRACE, manager.shutdown(PLUGIN_DRAIN));
+    tokio::select! {
+        ended = ended => {
+            if ended.is_err() {
+                tracing::warn!("plugins did not end in time");
+            }
+            DRAIN_LIMIT.saturating_sub(start.elapsed())
+        }
+        _ = ending.next() => {
+            tracing::info!("ending now");
+            Duration::ZERO
+        }
+    }
 }
 
 /// Where the daemon is reached.
@@ -183,7 +279,8 @@ fn open(config: &Config) -> anyhow::Result<Kept> {
             wishes.public = public;
         }
     });
-    Ok(Kept { identity, store, trust_file, trust, _lock: lock })
+    let journal = EventJournal::open(&config.data.join("events"))?;
+    Ok(Kept { identity, store, trust_file, trust, journal, _lock: lock })
 }
 
 /// One daemon per identity: two would fight over its address and its files.
@@ -251,11 +348,11 @@ async fn announce(config: &Config, control: &ControlHandle, served: Served) {
 }
 
 /// Ends the loop after the data of its streams; a second signal ends it now.
-async fn shut_down(node: &NodeHandle, signals: &mut Signals) {
-    tracing::info!("ending: streams have {} seconds for their data", DRAIN_LIMIT.as_secs());
+async fn shut_down(node: &NodeHandle, ending: &mut Ending, limit: Duration) {
+    tracing::info!("ending: streams have {} ms for their data", limit.as_millis());
     tokio::select! {
-        () = node.begin_shutdown(DRAIN_LIMIT) => {}
-        () = signals.next() => {
+        () = node.begin_shutdown(limit) => {}
+        _ = ending.next() => {
             tracing::info!("ending now");
             node.begin_shutdown(Duration::ZERO).await;
         }
@@ -272,20 +369,38 @@ async fn finish(control: Control, store: &Store) {
     }
 }
 
-struct Signals {
+/// Signals that end the daemon.
+struct Ending {
     term: Signal,
     int: Signal,
 }
 
-impl Signals {
+impl Ending {
     fn new() -> io::Result<Self> {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => tracing::info!("SIGTERM"),
-            _ = self.int.recv() => tracing::info!("SIGINT"),
+    /// The name of the next.
+    async fn next(&mut self) -> &'static str {
+        let name = tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        };
+        tracing::info!("{name}");
+        name
+    }
+}
+
+/// Reloads plugins and scripts at every SIGHUP.
+async fn reload_on(mut hangup: Signal, plugins: &Plugins) -> anyhow::Result<Infallible> {
+    loop {
+        if hangup.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        tracing::info!("SIGHUP: plugins and scripts are looked at again");
+        match plugins.reload().await {
+            Ok(report) => tracing::info!(%report, "reloaded"),
+            Err(error) => tracing::warn!("{error}"),
         }
     }
 }

@@ -24,7 +24,8 @@ pub(crate) use client::Settling;
 #[cfg(test)]
 pub(crate) use edge::edges;
 pub use edge::{Edge, EdgeCounters};
-pub use plan::LoopPlan;
+pub(crate) use merge::merge;
+pub use plan::{LoopPlan, NativeService};
 #[cfg(test)]
 pub(crate) use router::Router;
 #[cfg(test)]

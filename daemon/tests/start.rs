@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -21,6 +23,16 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
+    /// What it logs, line by line.
+    fn log(&mut self) -> mpsc::Receiver<String> {
+        let (sender, lines) = mpsc::channel();
+        let log = BufReader::new(self.child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        lines
+    }
+
     fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
@@ -170,6 +182,30 @@ fn metrics_are_served_where_asked_for() {
     assert!(line.contains("metrics-listen") && line.contains(address), "{line}");
     let line = other.refused(&["-metrics-listen", "0.0.0.0:0"]);
     assert!(line.contains("metrics-allow-remote"), "{line}");
+}
+
+#[test]
+fn a_hangup_reloads_plugins_and_ends_nothing() {
+    let place = Place::new();
+    let file = place.path("pilot.yaml");
+    std::fs::write(&file, "owner: me\nplugins: {}\n").unwrap();
+    let path = file.to_str().unwrap();
+    let mut daemon = place.start(&["-config", path, "-no-plugins", "-log-level", "info"]);
+    let lines = daemon.log();
+    let said = |what: &str| loop {
+        let line = lines.recv_timeout(Duration::from_secs(30)).expect(what);
+        if line.contains(what) {
+            return;
+        }
+    };
+    daemon.signal("-HUP");
+    said("reloaded");
+    std::fs::write(&file, "owner: me\nplugins:\n  echo: {port: 7}\n").unwrap();
+    daemon.signal("-HUP");
+    said("did you mean ports?");
+    std::os::unix::net::UnixStream::connect(place.path("p.sock")).unwrap();
+    daemon.signal("-TERM");
+    assert!(daemon.child.wait().unwrap().success());
 }
 
 #[test]

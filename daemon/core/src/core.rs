@@ -19,7 +19,9 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use crate::config::{Config, CongestionControl};
-use crate::event::{CloseReason, DialFailure, Event, Input, Permission, Read, Refusal, StreamId};
+use crate::event::{
+    CloseReason, DialFailure, Event, Input, Permission, Read, Refusal, RefusalDetail, StreamId,
+};
 use crate::info::{Counters, PeerInfo, StreamInfo};
 use crate::memory::Memory;
 use crate::peer::{Outgoing, Peer};
@@ -297,6 +299,11 @@ impl Core {
         self.stream_slots.get(&stream).map_or(0, |slot| self.streams[*slot].writable(cap))
     }
 
+    /// The own port of a stream; `None` when it is unknown.
+    pub fn local_port(&self, stream: StreamId) -> Option<u16> {
+        self.stream_slots.get(&stream).map(|slot| self.streams[*slot].local.port)
+    }
+
     /// What a stream should have written and not acknowledged at most, in
     /// bytes: less than its limit while the node's memory is short.
     pub fn send_allowance(&self) -> usize {
@@ -397,6 +404,20 @@ impl Core {
         data: &[u8],
         now: Time,
     ) -> Result<(), DatagramError> {
+        self.send_datagram_from(to, 0, data, now)
+    }
+
+    /// The same from a given port; 0 is a new ephemeral one.
+    ///
+    /// # Errors
+    /// When it can certainly not arrive.
+    pub fn send_datagram_from(
+        &mut self,
+        to: SocketAddress,
+        source_port: u16,
+        data: &[u8],
+        now: Time,
+    ) -> Result<(), DatagramError> {
         let local = self.local.ok_or(DatagramError::NoAddressYet)?;
         if to.address.is_broadcast() {
             return Err(DatagramError::Broadcast);
@@ -409,7 +430,10 @@ impl Core {
         if data.len() > limit {
             return Err(DatagramError::TooLarge { len: data.len(), limit });
         }
-        let port = self.ports.ephemeral(|_| true).unwrap_or(u16::MAX);
+        let port = match source_port {
+            0 => self.ports.ephemeral(|_| true).unwrap_or(u16::MAX),
+            port => port,
+        };
         let header = Header {
             flags: Flags::NONE,
             protocol: Protocol::Datagram,
@@ -577,9 +601,21 @@ impl Core {
 
     /// Counts a refused packet, and tells of it at a bounded rate.
     pub(crate) fn refuse(&mut self, rule: Refusal, node: Option<NodeId>, port: u16, now: Time) {
+        self.refuse_packet(rule, node, port, RefusalDetail::None, now);
+    }
+
+    /// The same with what else is known of the packet.
+    pub(crate) fn refuse_packet(
+        &mut self,
+        rule: Refusal,
+        node: Option<NodeId>,
+        port: u16,
+        detail: RefusalDetail,
+        now: Time,
+    ) {
         self.counters.refuse(rule);
         if self.refusal_events.take(now) {
-            self.events.push_back(Event::Refused { node, port, rule });
+            self.events.push_back(Event::Refused { node, port, rule, detail });
         }
     }
 

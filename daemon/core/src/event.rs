@@ -190,7 +190,21 @@ pub enum Event {
         port: u16,
         /// The rule.
         rule: Refusal,
+        /// What else is known of the packet.
+        detail: RefusalDetail,
     },
+}
+
+/// What is known of a refused packet beside its peer and port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RefusalDetail {
+    /// Nothing.
+    #[default]
+    None,
+    /// The port that a SYN came from.
+    SourcePort(u16),
+    /// The frame's counter.
+    Counter(u64),
 }
 
 /// Why a dial failed.

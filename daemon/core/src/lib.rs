@@ -23,7 +23,8 @@ mod tunnel;
 pub use config::{Config, CongestionControl, StreamNumbers};
 pub use core::{Core, DatagramError, DialError, ListenError, StreamError};
 pub use event::{
-    CloseReason, DialFailure, Event, Input, Output, Permission, Read, Refusal, StreamId, Transmit,
+    CloseReason, DialFailure, Event, Input, Output, Permission, Read, Refusal, RefusalDetail,
+    StreamId, Transmit,
 };
 pub use info::{Counters, PeerInfo, StreamInfo};
 pub use time::Time;

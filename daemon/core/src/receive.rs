@@ -14,7 +14,7 @@ use pilot_wire::{Address, NodeId, SocketAddress};
 use rand::RngExt;
 
 use crate::core::{Core, Key};
-use crate::event::{Event, Permission, Refusal};
+use crate::event::{Event, Permission, Refusal, RefusalDetail};
 use crate::peer::Outgoing;
 use crate::stream::{Reaction, State, Stream};
 use crate::time::Time;
@@ -113,9 +113,13 @@ impl Core {
         let len = data.len();
         let body = &mut data[shape.header_len()..];
         let tunnel = &mut self.peers[slot].tunnel;
-        let (bytes, newest) = match tunnel.open(nonce(tunnel), shape, body) {
+        let nonce = nonce(tunnel);
+        let (bytes, newest) = match tunnel.open(nonce, shape, body) {
             Ok(opened) => opened,
-            Err(OpenError::Replay) => return self.refuse(Refusal::Replay, Some(sender), 0, now),
+            Err(OpenError::Replay) => {
+                let detail = RefusalDetail::Counter(nonce.counter);
+                return self.refuse_packet(Refusal::Replay, Some(sender), 0, detail, now);
+            }
             Err(OpenError::Tag | OpenError::TooManyPrefixes) => {
                 // The peer may have lost our state, or we its; but not while
                 // frames of it open: then this one is forged or damaged.
@@ -311,7 +315,8 @@ impl Core {
         }
         // The node's own limit first: it must not use up everybody's.
         if !self.peers[slot].syns.take(now) || !self.syns.take(now) {
-            return self.refuse(Refusal::SynRate, Some(node), to, now);
+            let detail = RefusalDetail::SourcePort(header.source.port);
+            return self.refuse_packet(Refusal::SynRate, Some(node), to, detail, now);
         }
         if let Some(stream) = existing {
             // The peer has restarted, or TIME_WAIT is cut short.

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use pilot_host::{Settings, SettingsError};
+
 use super::keys::{KEYS, Key, PROGRAM};
 
 /// Where a value was given.
@@ -64,6 +66,9 @@ pub enum ConfigError {
         /// The closest known one.
         nearest: Option<&'static str>,
     },
+    /// What the file says of plugins or scripts is wrong.
+    #[error(transparent)]
+    Plugins(#[from] SettingsError),
     /// A value that does not parse or is not supported.
     #[error("{place} {problem}")]
     Value {
@@ -92,6 +97,8 @@ pub enum Invocation {
 pub struct RawConfig {
     values: BTreeMap<&'static str, (String, Origin)>,
     home: Option<PathBuf>,
+    file: Option<PathBuf>,
+    settings: Settings,
 }
 
 impl RawConfig {
@@ -117,13 +124,18 @@ impl RawConfig {
             })
             .collect();
         let file = flags.get("config").or_else(|| from_env.get("config").map(|(path, _)| path));
-        if let Some(path) = file.filter(|path| !path.is_empty()) {
-            values.extend(read_file(Path::new(path))?);
+        let file = file.filter(|path| !path.is_empty()).map(PathBuf::from);
+        let mut settings = Settings::default();
+        if let Some(path) = &file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::File { path: path.clone(), source })?;
+            values.extend(read_file(path, &text)?);
+            settings = Settings::parse(&text, path)?;
         }
         values.extend(from_env);
         values.extend(flags.into_iter().map(|(k, v)| (k, (v, Origin::Flag))));
         let home = env("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
-        Ok(Invocation::Run(Self { values, home }))
+        Ok(Invocation::Run(Self { values, home, file, settings }))
     }
 
     /// The trimmed text of a key.
@@ -135,6 +147,16 @@ impl RawConfig {
     /// Whether a key was given anywhere.
     pub(super) fn is_given(&self, key: &str) -> bool {
         self.values.get(key).is_some_and(|(_, origin)| *origin != Origin::Default)
+    }
+
+    /// The file that was read.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// What the file says of plugins and scripts.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// The user's home folder.
@@ -172,7 +194,8 @@ fn find(name: &str) -> Option<&'static Key> {
 /// The known key closest to `name`, if any is close.
 fn nearest(name: &str) -> Option<&'static str> {
     let name = name.replace('_', "-").to_lowercase();
-    let (distance, key) = KEYS.iter().map(|k| (edit_distance(&name, k.name), k.name)).min()?;
+    let known = KEYS.iter().map(|k| k.name).chain(Settings::KEYS.iter().copied());
+    let (distance, key) = known.map(|k| (edit_distance(&name, k), k)).min()?;
     (distance <= name.len().max(key.len()) / 2).then_some(key)
 }
 
@@ -231,11 +254,9 @@ fn usage() -> String {
 
 type FileValues = Vec<(&'static str, (String, Origin))>;
 
-fn read_file(path: &Path) -> Result<FileValues, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+fn read_file(path: &Path, text: &str) -> Result<FileValues, ConfigError> {
     let yaml = |problem: String| ConfigError::Yaml { path: path.to_owned(), problem };
-    let mapping = match serde_yaml::from_str(&text).map_err(|e| yaml(e.to_string()))? {
+    let mapping = match serde_yaml::from_str(text).map_err(|e| yaml(e.to_string()))? {
         serde_yaml::Value::Null => return Ok(Vec::new()),
         serde_yaml::Value::Mapping(mapping) => mapping,
         _ => return Err(yaml("line 1: expected keys with values, one per line".to_owned())),
@@ -244,7 +265,11 @@ fn read_file(path: &Path) -> Result<FileValues, ConfigError> {
     let mut values = Vec::new();
     for (name, value) in mapping {
         let name = scalar(&name).ok_or_else(|| yaml("a key is not a word".to_owned()))?;
-        let line = line_of(&text, &name);
+        let line = line_of(text, &name);
+        // Those are the host's, which looks at what is in them.
+        if Settings::KEYS.contains(&name.replace('_', "-").as_str()) {
+            continue;
+        }
         let key = find(&name).ok_or_else(|| ConfigError::UnknownKey {
             path: path.to_owned(),
             line,

@@ -42,7 +42,9 @@ fn defaults_are_local() {
     assert_eq!(c.identity, PathBuf::from("/home/u/.pilot/identity.key"));
     assert_eq!(c.keepalive, Duration::from_secs(30));
     assert_eq!((c.hostname, c.public), (None, None));
-    assert!(c.echo && c.data_exchange && !c.trust_auto_approve);
+    assert!(!c.trust_auto_approve);
+    assert_eq!(c.default_plugins.len(), DEFAULTS.len());
+    assert_eq!((c.settings, c.config_file, c.webhook), (Settings::default(), None, None));
 }
 
 #[test]
@@ -81,7 +83,8 @@ fn published_json_files_are_read() {
     let c = config(&["--config", &path], &[]).unwrap();
     assert_eq!(c.idle_timeout, Duration::from_secs(90));
     assert_eq!(c.keepalive, Duration::from_secs(5));
-    assert_eq!((c.max_streams_per_port, c.echo), (12, false));
+    assert_eq!(c.max_streams_per_port, 12);
+    assert!(!c.default_plugins.contains(&"echo") && c.default_plugins.contains(&"stdio"));
     assert_eq!(c.listen.to_string(), "0.0.0.0:0");
 }
 
@@ -105,7 +108,12 @@ fn what_is_wrong_in_a_file_is_named_with_its_line() {
         ("owner: x\nendpoint: h:0\n", "endpoint"),
         ("owner: x\nencrypt: false\n", "encrypt"),
         ("owner: x\nregistry-tls: true\n", "registry-tls"),
-        ("owner: x\nwebhook: http://h/\n", "webhook"),
+        ("owner: x\nwebhook: ftp://h/\n", "webhook"),
+        ("owner: x\nno-plugins: maybe\n", "no-plugins"),
+        ("owner: x\nplugins: [echo]\n", "plugins"),
+        ("plugins:\n  echo: {port: 7}\n", "plugins.echo.port"),
+        ("scripts:\n  hello_you!: {}\n", "scripts.hello_you!"),
+        ("owner: x\ntrusted-keys: [abc]\n", "trusted-keys"),
         ("owner: x\ntime-wait: [1]\n", "time-wait"),
         ("owner: x\nidle-timeout: 100h5x\n", "idle-timeout"),
         ("owner: x\nmax-received-bytes: 5Q\n", "max-received-bytes"),
@@ -123,6 +131,22 @@ fn what_is_wrong_in_a_file_is_named_with_its_line() {
     assert!(refused_file("time-wait: 1\ntime_wait: 2\n").contains("twice"));
     assert!(refused_file("owner: \"x\n").contains("line"));
     assert!(refused_file("config: other.yaml\n").contains("line 1"));
+}
+
+#[test]
+fn keys_about_plugins_are_for_the_host() {
+    let (dir, path) = file(
+        "owner: x\nplugins:\n  echo:\n    enabled: false\n  mine:\n    ports: [2000]\n    \
+         config: {greeting: hello}\nscript_dirs: [handlers]\nwebhook: https://h/x\n",
+    );
+    let c = config(&["-config", &path], &[]).unwrap();
+    assert_eq!(c.config_file.as_deref(), Some(std::path::Path::new(&path)));
+    assert!(!c.settings.plugins["echo"].enabled && c.settings.plugins["mine"].enabled);
+    assert_eq!(c.settings.plugins["mine"].config["greeting"], "hello");
+    assert_eq!(c.settings.script_dirs, [dir.path().join("handlers")]);
+    assert_eq!((c.owner.as_str(), c.webhook.as_deref()), ("x", Some("https://h/x")));
+    let line = refused_file("owner: x\nplugin: {}\n");
+    assert!(line.contains("line 2") && line.contains("did you mean plugins?"), "{line}");
 }
 
 #[test]

@@ -129,14 +129,41 @@ impl RawConfig {
 
     /// A path or nothing; `~/` is the home folder.
     pub(super) fn path(&self, key: &str) -> Result<Option<PathBuf>, ConfigError> {
+        match self.text(key) {
+            "" => Ok(None),
+            text => self.whole_path(key, text).map(Some),
+        }
+    }
+
+    fn whole_path(&self, key: &str, text: &str) -> Result<PathBuf, ConfigError> {
+        let Some(rest) = text.strip_prefix("~/") else { return Ok(text.into()) };
+        match self.home() {
+            Some(home) => Ok(home.join(rest)),
+            None => Err(self.refuse(key, format!("is {text:?}, but HOME is not set"))),
+        }
+    }
+
+    /// Paths with colons between them, or nothing.
+    pub(super) fn paths(&self, key: &str) -> Result<Option<Vec<PathBuf>>, ConfigError> {
         let text = self.text(key);
         if text.is_empty() {
             return Ok(None);
         }
-        let Some(rest) = text.strip_prefix("~/") else { return Ok(Some(text.into())) };
-        match self.home() {
-            Some(home) => Ok(Some(home.join(rest))),
-            None => Err(self.refuse(key, format!("is {text:?}, but HOME is not set"))),
+        let paths = text.split(':').map(|path| self.whole_path(key, path.trim()));
+        paths.collect::<Result<Vec<_>, _>>().map(Some)
+    }
+
+    /// The URL of a webhook or nothing.
+    pub(super) fn webhook(&self, key: &str) -> Result<Option<String>, ConfigError> {
+        match self.text(key) {
+            "" => Ok(None),
+            url if url.starts_with("http://") || url.starts_with("https://") => {
+                Ok(Some(url.to_owned()))
+            }
+            other => {
+                let problem = format!("is {other:?}, expected a URL with http:// or https://");
+                Err(self.refuse(key, problem))
+            }
         }
     }
 

@@ -67,6 +67,17 @@ pub enum Call {
     SetTags(Vec<String>),
     /// Execute tasks, or not.
     SetTaskExec(bool),
+    /// What is known of a node?
+    Lookup(NodeId),
+    /// A node's polo score.
+    PoloScore(NodeId),
+    /// Change a node's polo score.
+    UpdatePoloScore {
+        /// Whose.
+        node: NodeId,
+        /// By how much.
+        delta: i64,
+    },
 }
 
 impl Call {
@@ -79,6 +90,9 @@ impl Call {
             Self::Deregister => "deregister",
             Self::SetTags(_) => "set_tags",
             Self::SetTaskExec(_) => "set_task_exec",
+            Self::Lookup(_) => "lookup",
+            Self::PoloScore(_) => "get_polo_score",
+            Self::UpdatePoloScore { .. } => "update_polo_score",
         }
     }
 }
@@ -131,6 +145,17 @@ pub struct ControlStatus {
     pub public: bool,
     /// The endpoint this node is registered under.
     pub endpoint: Option<SocketAddr>,
+}
+
+impl ControlStatus {
+    /// `off` without a registry, `up`, or `unreachable`.
+    pub const fn state(&self) -> &'static str {
+        match (&self.registry, self.up) {
+            (None, _) => "off",
+            (Some(_), true) => "up",
+            (Some(_), false) => "unreachable",
+        }
+    }
 }
 
 impl Default for ControlStatus {
@@ -231,6 +256,11 @@ impl ControlHandle {
     /// How the node stands with its registry.
     pub fn status(&self) -> ControlStatus {
         self.status.borrow().clone()
+    }
+
+    /// This node's address; none while it is not registered.
+    pub fn address(&self) -> Option<Address> {
+        self.status.borrow().address
     }
 
     /// Resolves when `ready` holds for the status, or the task has ended.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pilot_host::events::Happening;
 use pilot_wire::NodeId;
 use pilot_wire::registry::Lookup;
 use serde_json::Value;
@@ -18,7 +19,9 @@ use super::member::Member;
 use super::membership::Order;
 use super::registry::RegistryError;
 use super::{CallError, ControlEvent, ControlParts, ControlStatus};
+use crate::events::Events;
 use crate::node::NodeHandle;
+use crate::plugins::PeerBook;
 use crate::state::Store;
 use crate::trust::{Command, Pins, TrustHandle};
 
@@ -55,6 +58,8 @@ pub(super) struct Lookups {
     pins: Pins,
     node: NodeHandle,
     trust: TrustHandle,
+    peers: PeerBook,
+    events: Events,
     orders: mpsc::Sender<Order>,
     status: Arc<watch::Sender<ControlStatus>>,
     keys: HashMap<NodeId, Waiters>,
@@ -78,6 +83,8 @@ impl Lookups {
             pins: parts.pins.clone(),
             node: parts.node.clone(),
             trust: parts.trust.clone(),
+            peers: parts.peers.clone(),
+            events: parts.events.clone(),
             orders,
             status,
             keys: HashMap::new(),
@@ -218,7 +225,9 @@ impl Lookups {
             Ok(found) if found.node_id == node => {
                 self.refused.remove(&node);
                 remember(&mut self.fresh, node);
-                Some(self.accept_key(node, found.public_key.0).await)
+                let key = found.public_key.0;
+                self.peers.learn(found);
+                Some(self.accept_key(node, key).await)
             }
             Ok(_) => None,
             Err(e) if e.is_refusal() => {
@@ -271,9 +280,13 @@ impl Lookups {
         }
         let (member, store) = (self.member.clone(), self.store.clone());
         let (orders, status) = (self.orders.clone(), self.status.clone());
+        let events = self.events.clone();
         self.running.spawn(async move {
             let result = member.command(&call).await;
             if result.is_ok() {
+                if call == Call::Deregister {
+                    events.emit(|| Happening::NodeDeregistered);
+                }
                 apply(call, &store, &status, &orders).await;
             }
             let result = result.map_err(|e| CallError::new(e.code(), name, e));
@@ -339,7 +352,10 @@ async fn apply(
     orders: &mpsc::Sender<Order>,
 ) {
     match call {
-        Call::ResolveHostname(_) => {}
+        Call::ResolveHostname(_)
+        | Call::Lookup(_)
+        | Call::PoloScore(_)
+        | Call::UpdatePoloScore { .. } => {}
         Call::SetHostname(hostname) => {
             store.wish(|w| w.hostname.clone_from(&hostname));
             status.send_modify(|s| (s.hostname, s.hostname_error) = (hostname, None));

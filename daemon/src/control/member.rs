@@ -149,7 +149,8 @@ impl Member {
     /// A command of the user; the answer is the registry's, unchanged.
     pub(super) async fn command(&self, call: &Call) -> Result<Value, RegistryError> {
         use pilot_wire::registry::{
-            HostnameSet, ResolvedHostname, TagsSet, TaskExecSet, VisibilitySet,
+            HostnameSet, PoloScore, PoloScoreUpdated, ResolvedHostname, TagsSet, TaskExecSet,
+            VisibilitySet,
         };
         let (request, expected) = match call {
             Call::ResolveHostname(hostname) => {
@@ -176,6 +177,11 @@ impl Member {
                 let (node_id, signature) = self.signed(challenge::set_task_exec)?;
                 let enabled = *enabled;
                 (Request::SetTaskExec { node_id, enabled, signature }, TaskExecSet::KIND)
+            }
+            &Call::Lookup(node_id) => (Request::Lookup { node_id }, Lookup::KIND),
+            &Call::PoloScore(node_id) => (Request::GetPoloScore { node_id }, PoloScore::KIND),
+            &Call::UpdatePoloScore { node, delta } => {
+                (Request::UpdatePoloScore { node_id: node, delta }, PoloScoreUpdated::KIND)
             }
         };
         self.registry.call_value(&request, expected).await

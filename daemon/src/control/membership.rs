@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pilot_host::events::Happening;
 use pilot_wire::NodeId;
 use pilot_wire::registry::{Handshakes, Registered};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,6 +16,7 @@ use super::handle::Call;
 use super::member::Member;
 use super::registry::RegistryError;
 use super::{ControlEvent, ControlParts, ControlStatus};
+use crate::events::Events;
 use crate::node::NodeHandle;
 use crate::trust;
 
@@ -67,6 +69,8 @@ pub(super) struct Membership {
     /// know. What was said while it was away is lost, so each new connection
     /// starts with that.
     told_on: u64,
+    /// It has been registered in this run.
+    was_registered: bool,
 }
 
 impl Membership {
@@ -84,6 +88,7 @@ impl Membership {
             expected_since: None,
             failed: 0,
             told_on: 0,
+            was_registered: false,
         }
     }
 
@@ -221,6 +226,7 @@ impl Membership {
         }
         self.parts.store.set_member(node, address);
         self.parts.member.set_node(node);
+        self.parts.events.set_node(node);
         self.failed = 0;
         self.parts.node.control(ControlEvent::Registered { node, address }).await;
         self.tell_everything().await;
@@ -230,6 +236,11 @@ impl Membership {
             s.address = Some(address);
             s.registered = true;
             s.endpoint = listen_addr.parse().ok();
+        });
+        let again = std::mem::replace(&mut self.was_registered, true);
+        self.parts.events.emit(|| match again {
+            true => Happening::NodeReregistered { address },
+            false => Happening::NodeRegistered { address, endpoint: listen_addr.clone() },
         });
         self.registered_as = Some(listen_addr);
         self.parts.node.control(ControlEvent::Discover).await;
@@ -423,7 +434,9 @@ impl Membership {
     }
 
     async fn key(&self, node: NodeId) -> Option<[u8; 32]> {
-        let key = self.parts.member.lookup(node).await.ok()?.public_key.0;
+        let found = self.parts.member.lookup(node).await.ok()?;
+        let key = found.public_key.0;
+        self.parts.peers.learn(found);
         self.parts.store.set_peer_key(node, key);
         Some(key)
     }
@@ -434,6 +447,7 @@ pub(super) async fn watch_link(
     member: Member,
     node: NodeHandle,
     status: Arc<watch::Sender<ControlStatus>>,
+    events: Events,
 ) {
     let mut link = member.registry().link();
     let mut told = None;
@@ -449,10 +463,13 @@ pub(super) async fn watch_link(
         // Connected and not yet answered is neither up nor down.
         let undecided = now.connected && !now.up;
         if !undecided && told != Some(now.up) {
+            let registry = status.borrow().registry.clone().unwrap_or_default();
             if now.up {
+                events.emit(|| Happening::RegistryUp { registry });
                 node.control(ControlEvent::RegistryUp).await;
             } else {
                 let reason = now.error.unwrap_or_default();
+                events.emit(|| Happening::RegistryDown { reason: reason.clone(), registry });
                 node.control(ControlEvent::RegistryDown { reason }).await;
             }
             told = Some(now.up);

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use self::mock::{Mock, Mood, until};
 use super::registry::{Limits, Registry};
 use super::*;
+use crate::events::tests::Heard;
 use crate::identity::Identity;
 use crate::node::{self, Order};
 use crate::state::Store;
@@ -35,6 +36,7 @@ struct Rig {
     identity: Identity,
     events: Arc<Mutex<Vec<ControlEvent>>>,
     commands: Arc<Mutex<Vec<Command>>>,
+    said: Arc<Heard>,
     _tasks: JoinSet<()>,
     _dir: tempfile::TempDir,
 }
@@ -91,9 +93,29 @@ fn rig_with(
         owner: "me".to_owned(),
         keepalive: Duration::from_millis(40),
     };
-    let parts = ControlParts { settings, member, store: store.clone(), pins, node, trust };
+    let said = Arc::new(Heard::default());
+    let parts = ControlParts {
+        settings,
+        member,
+        store: store.clone(),
+        peers: PeerBook::new(pins.clone(), store.clone()),
+        pins,
+        node,
+        trust,
+        events: said.events(),
+    };
     let control = spawn(parts, inbox);
-    Rig { handle, control, store, identity, events, commands: heard, _tasks: tasks, _dir: dir }
+    Rig {
+        handle,
+        control,
+        store,
+        identity,
+        events,
+        commands: heard,
+        said,
+        _tasks: tasks,
+        _dir: dir,
+    }
 }
 
 impl Rig {
@@ -222,6 +244,12 @@ async fn comes_back_after_a_registry_that_forgot_everything() {
     assert_eq!(mock.last("set_hostname").unwrap()["hostname"], "set-later");
     assert_eq!(mock.last("set_visibility").unwrap()["public"], true);
     assert_eq!(rig.count(|e| *e == ControlEvent::RegistryUp), 2);
+    let said: Vec<_> =
+        rig.said.names().into_iter().filter(|name| name.starts_with("node.")).collect();
+    assert_eq!(said, ["node.registered", "node.reregistered"]);
+    let said: Vec<_> =
+        rig.said.names().into_iter().filter(|name| name.starts_with("registry.")).collect();
+    assert_eq!(said, ["registry.up", "registry.down", "registry.up"]);
     let joins =
         rig.commands.lock().unwrap().iter().filter(|c| matches!(c, Command::Joined)).count();
     assert_eq!(joins, 2);

@@ -1,6 +1,8 @@
 //! Which metrics there are. Names keep their meaning; new ones may come.
 
 use pilot_core::{Refusal, StreamInfo};
+use pilot_host::PluginStatus;
+use serde_json::Value;
 
 use super::text::{Kind, Text, labels};
 use crate::node::Snapshot;
@@ -52,13 +54,39 @@ const STREAM: &[StreamFamily] = &[
     }),
 ];
 
+/// A family of the plugins' series.
+type PluginFamily = (&'static str, Kind, &'static str, fn(&PluginStatus) -> f64);
+
+/// Series of each plugin and script; a scrape has those of the first
+/// [`MAX_PLUGINS`].
+const PLUGIN: &[PluginFamily] = &[
+    ("pilot_plugin_streams", Gauge, "Streams open", |p| p.streams as f64),
+    ("pilot_plugin_streams_total", Counter, "Streams since the daemon started", |p| {
+        p.streams_total as f64
+    }),
+    ("pilot_plugin_errors_total", Counter, "Streams, verdicts and batches that failed", |p| {
+        p.errors as f64
+    }),
+    ("pilot_plugin_calls_total", Counter, "Calls into it", |p| p.calls as f64),
+    ("pilot_plugin_cpu_seconds_total", Counter, "Processor time used", |p| {
+        p.cpu_ms as f64 / 1000.0
+    }),
+    ("pilot_plugin_queue", Gauge, "Messages waiting for its thread", |p| p.queue as f64),
+    ("pilot_plugin_generation", Gauge, "Generation that runs", |p| p.generation as f64),
+];
+
+/// Plugins and scripts with series of their own.
+const MAX_PLUGINS: usize = 128;
+
 /// Everything a scrape has.
-pub(super) fn write(snapshot: &Snapshot) -> String {
+pub(super) fn write(snapshot: &Snapshot, plugins: &[PluginStatus], events: &Value) -> String {
     let mut text = Text::default();
     daemon(&mut text, snapshot);
     udp(&mut text, snapshot);
     streams(&mut text, snapshot);
     each_stream(&mut text, &snapshot.busiest);
+    each_plugin(&mut text, plugins);
+    journal(&mut text, events);
     text.finish()
 }
 
@@ -175,6 +203,66 @@ fn each_stream(text: &mut Text, list: &[StreamInfo]) {
         text.family(name, *kind, help);
         for (stream, label) in list.iter().zip(&names) {
             text.sample(name, label, value(stream));
+        }
+    }
+}
+
+fn each_plugin(text: &mut Text, list: &[PluginStatus]) {
+    if list.is_empty() {
+        return;
+    }
+    let list = &list[..list.len().min(MAX_PLUGINS)];
+    text.family("pilot_plugin_state", Gauge, "Always 1; the label says how the plugin stands");
+    for p in list {
+        let state = state(p);
+        text.sample("pilot_plugin_state", &labels(&[("plugin", &p.name), ("state", &state)]), 1);
+    }
+    for (name, kind, help, value) in PLUGIN {
+        text.family(name, *kind, help);
+        for p in list {
+            text.sample(name, &labels(&[("plugin", &p.name)]), value(p));
+        }
+    }
+}
+
+/// The name of its state, as in JSON.
+fn state(plugin: &PluginStatus) -> String {
+    match serde_json::to_value(plugin.state) {
+        Ok(Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
+/// What a sink's status has, by the name of its key.
+const SINK: &[(&str, Kind, &str, &str)] = &[
+    ("pilot_sink_waiting", Gauge, "Events not yet delivered", "waiting"),
+    ("pilot_sink_waiting_bytes", Gauge, "Their bytes", "waiting_bytes"),
+    ("pilot_sink_delivered_total", Counter, "Events that the sink took", "delivered"),
+    ("pilot_sink_dropped_total", Counter, "Events dropped for lack of space", "dropped"),
+    ("pilot_sink_rejected_total", Counter, "Events that the sink refused", "rejected"),
+];
+
+fn journal(text: &mut Text, events: &Value) {
+    let totals = [
+        ("pilot_events_emitted_total", "Events that happened", "emitted"),
+        ("pilot_events_lost_total", "Events that found no room in memory", "lost"),
+    ];
+    for (name, help, key) in totals {
+        if let Some(value) = events[key].as_u64() {
+            text.single(name, Counter, help, value);
+        }
+    }
+    let sinks: &[Value] = events["sinks"].as_array().map_or(&[], Vec::as_slice);
+    let sinks = &sinks[..sinks.len().min(MAX_PLUGINS)];
+    if sinks.is_empty() {
+        return;
+    }
+    for (name, kind, help, key) in SINK {
+        text.family(name, *kind, help);
+        for sink in sinks {
+            let name_of = sink["sink"].as_str().unwrap_or_default();
+            let value = sink[key].as_u64().unwrap_or_default();
+            text.sample(name, &labels(&[("sink", &name_of)]), value);
         }
     }
 }

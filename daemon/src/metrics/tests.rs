@@ -10,6 +10,9 @@ use pilot_core::{Config, Core, Refusal, StreamId, StreamInfo};
 use pilot_wire::{Address, NodeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use pilot_host::{FileKind, Isolation, PluginStatus, Provides, State};
+use serde_json::{Value, json};
+
 use super::text::labels;
 use super::*;
 use crate::node::{self, Snapshot, StreamTotals};
@@ -101,7 +104,7 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
 
 #[test]
 fn what_is_written_reads_back() {
-    let samples = parse(&families::write(&snapshot(2)));
+    let samples = parse(&families::write(&snapshot(2), &[], &Value::Null));
     let at = |series: &str| *samples.get(series).unwrap_or_else(|| panic!("no {series}"));
     assert_eq!(at("pilot_uptime_seconds"), 1.5);
     assert_eq!(at("pilot_registry_up"), 1.0);
@@ -119,10 +122,52 @@ fn what_is_written_reads_back() {
 }
 
 #[test]
+fn plugins_and_sinks_have_series() {
+    let plugin = PluginStatus {
+        name: "echo".into(),
+        kind: FileKind::Library,
+        description: String::new(),
+        provides: Provides::default(),
+        file: None,
+        sha256: None,
+        version: None,
+        generation: 2,
+        isolation: Isolation::None,
+        state: State::OverBudget,
+        reason: None,
+        since_ms: 0,
+        streams: 3,
+        streams_total: 9,
+        errors: 1,
+        last_error: None,
+        cpu_ms: 1500,
+        calls: 4,
+        queue: 5,
+        memory: None,
+        draining: Vec::new(),
+        hung: 0,
+        last_reload: None,
+        sink_status: BTreeMap::new(),
+    };
+    let events = json!({
+        "emitted": 7, "lost": 1,
+        "sinks": [{"sink": "webhook", "waiting": 6, "waiting_bytes": 600, "delivered": 1}],
+    });
+    let samples = parse(&families::write(&snapshot(0), &[plugin], &events));
+    let at = |series: &str| *samples.get(series).unwrap_or_else(|| panic!("no {series}"));
+    assert_eq!(at("pilot_plugin_state{plugin=\"echo\",state=\"over-budget\"}"), 1.0);
+    assert_eq!(at("pilot_plugin_streams{plugin=\"echo\"}"), 3.0);
+    assert_eq!(at("pilot_plugin_cpu_seconds_total{plugin=\"echo\"}"), 1.5);
+    assert_eq!(at("pilot_plugin_queue{plugin=\"echo\"}"), 5.0);
+    assert_eq!((at("pilot_events_emitted_total"), at("pilot_events_lost_total")), (7.0, 1.0));
+    assert_eq!(at("pilot_sink_waiting{sink=\"webhook\"}"), 6.0);
+}
+
+#[test]
 fn nothing_open_is_no_series() {
     let mut empty = snapshot(0);
     empty.streams = StreamTotals::default();
-    let samples = parse(&families::write(&empty));
+    let samples = parse(&families::write(&empty, &[], &Value::Null));
     assert!(!samples.keys().any(|s| s.starts_with("pilot_stream_")), "{samples:?}");
     assert!(!samples.contains_key("pilot_streams_srtt_seconds{quantile=\"1\"}"));
 }
@@ -135,7 +180,7 @@ fn label_values_are_escaped() {
 async fn serve(node: NodeHandle, limits: MetricsLimits) -> SocketAddr {
     let metrics = Metrics::bind(SocketAddr::from(([127, 0, 0, 1], 0)), limits).await.unwrap();
     let address = metrics.local_addr().unwrap();
-    tokio::spawn(metrics.serve(node));
+    tokio::spawn(metrics.serve(node, Plugins::default()));
     address
 }
 
@@ -225,7 +270,7 @@ fn many_scrapers_at_once_cost_one_snapshot() {
             }
         });
         tokio::time::pause();
-        let scrapes = Scrapes { node: handle, last: Mutex::default() };
+        let scrapes = Scrapes { node: handle, plugins: Plugins::default(), last: Mutex::default() };
         let (first, second) = tokio::join!(scrapes.text(), scrapes.text());
         let (first, second) = (first.unwrap(), second.unwrap());
         assert_eq!(first.as_ptr(), second.as_ptr(), "the same text, not one like it");

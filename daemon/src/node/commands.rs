@@ -198,6 +198,7 @@ impl Hub {
                 let now = self.now();
                 let open = self.conns.get_mut(&connection);
                 if let Some(conn) = open.filter(|c| c.client() == Some(client.id) && !c.over) {
+                    conn.finished = true;
                     conn.lane.finish(&mut self.core, connection, now);
                     self.core.shutdown(StreamId(connection), now);
                 }
@@ -351,14 +352,19 @@ impl Hub {
     }
 
     fn info(&mut self, client: &mut Client, tag: Option<u32>) {
+        let text = info::render(self.info_json());
+        client.answer_now(tag, &Event::Json { code: json::INFO, body: text.as_bytes() });
+    }
+
+    /// What `info` shows of this loop.
+    pub(crate) fn info_json(&self) -> serde_json::Value {
         let uptime = self.started.elapsed().as_secs();
         let facts = self.plane.facts();
         let mut value = info::info(&self.core, &facts, uptime, &self.counters, &self.udp);
         if let Some((worker, edge)) = self.edge {
             info::of_worker(&mut value, worker, edge);
         }
-        let text = info::render(value);
-        client.answer_now(tag, &Event::Json { code: json::INFO, body: text.as_bytes() });
+        value
     }
 }
 

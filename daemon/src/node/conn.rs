@@ -3,12 +3,15 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+use pilot_core::CloseReason;
+use pilot_host::events::Happening;
 use pilot_wire::SocketAddress;
 use pilot_wire::ipc::ErrorCode;
 use tokio::sync::oneshot;
 
 use super::handle::DialFailure;
 use super::lane::Lane;
+use crate::events::Events;
 use crate::ipc::client::Tag;
 use crate::service::{LocalStream, StreamShared};
 
@@ -21,6 +24,10 @@ const ENDED: usize = 4096;
 pub(crate) struct Conn {
     pub(crate) owner: Owner,
     pub(crate) remote: SocketAddress,
+    /// The own port; 0 while a dial waits.
+    pub(crate) local_port: u16,
+    /// This side has said that it will write no more.
+    pub(crate) finished: bool,
     /// The core has something to read; it says so once until a read found
     /// nothing.
     pub(crate) readable: bool,
@@ -68,6 +75,8 @@ impl Conn {
         Self {
             owner,
             remote,
+            local_port: 0,
+            finished: false,
             readable: false,
             queued: false,
             ended: false,
@@ -79,6 +88,36 @@ impl Conn {
             freed: 0,
             fault: None,
             lane: Lane::Counting(0),
+        }
+    }
+
+    /// Says that the peer finished, when it was the first to do so.
+    pub(crate) fn say_finished(&self, events: &Events, id: u32) {
+        if !self.finished && !self.over {
+            events.emit(|| Happening::ConnFin {
+                conn_id: u64::from(id),
+                local_port: self.local_port,
+                remote_addr: self.remote.address,
+                remote_port: self.remote.port,
+            });
+        }
+    }
+
+    /// Says how a stream broke, where that is published.
+    pub(crate) fn say_broken(&self, events: &Events, id: u32, reason: CloseReason) {
+        let (conn_id, local_port) = (u64::from(id), self.local_port);
+        let SocketAddress { address: remote_addr, port: remote_port } = self.remote;
+        match reason {
+            CloseReason::Reset => {
+                events.emit(|| Happening::ConnRst { conn_id, local_port, remote_addr, remote_port })
+            }
+            CloseReason::Idle => events.emit(|| Happening::ConnIdleTimeout {
+                conn_id,
+                local_port,
+                remote_addr,
+                remote_port,
+            }),
+            _ => {}
         }
     }
 

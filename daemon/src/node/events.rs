@@ -1,7 +1,11 @@
 //! What the core reports, brought to the client or service it concerns.
 
+use std::net::SocketAddr;
+use std::time::Instant;
+
 use bytes::Bytes;
 use pilot_core::{CloseReason, DialFailure as CoreDialFailure, Event, Input, StreamId};
+use pilot_host::events::Happening;
 use pilot_wire::ipc::{ErrorCode, Event as ClientEvent, Features};
 use pilot_wire::{NodeId, SocketAddress};
 use tracing::{debug, info};
@@ -10,8 +14,13 @@ use super::clients::Clients;
 use super::conn::{Conn, Owner};
 use super::handle::DialFailure;
 use super::hub::{Hub, Listener};
+use crate::events::Refused;
 use crate::ipc::client::DATAGRAM_BOUND;
 use crate::service::{LocalStream, Service};
+
+/// Peers of which it is remembered that their endpoint was told; beyond it all
+/// are forgotten and told again.
+const MAX_ADDED: usize = 4096;
 
 impl Hub {
     /// Acts on one event.
@@ -45,9 +54,20 @@ impl Hub {
             Event::TunnelUp { node, relay, rekeyed } => self.tunnel_up(node, relay, rekeyed),
             Event::RelayActivated { node } => {
                 info!(peer = %node, "frames go through the beacon from now on");
+                self.events.emit(|| Happening::TunnelRelayActivated { peer_node_id: node });
             }
-            Event::Refused { node, port, rule } => {
+            Event::Refused { node, port, rule, detail } => {
                 debug!(peer = node.map(|n| n.0), port, rule = rule.name(), "refused");
+                self.refused(Refused { node, port, rule, detail });
+            }
+        }
+    }
+
+    fn refused(&mut self, refused: Refused) {
+        if self.events.wanted() {
+            let counter = self.core.counters().refused(refused.rule);
+            if let Some(event) = self.refusals.event(refused, counter, Instant::now()) {
+                self.events.emit(|| event);
             }
         }
     }
@@ -100,6 +120,8 @@ impl Hub {
         local_port: u16,
         remote: SocketAddress,
     ) {
+        self.say_incoming(stream, local_port, remote);
+        let conn_with = |owner| Conn { local_port, ..Conn::new(owner, remote) };
         match self.ports.get(&local_port).cloned() {
             Some(Listener::Client(owner)) => {
                 let Some(client) = clients.touch(owner) else {
@@ -107,17 +129,29 @@ impl Hub {
                 };
                 let connection = stream.0;
                 client.send(&ClientEvent::Accept { local_port, connection, remote });
-                let conn = Conn::new(Owner::Client(owner), remote);
+                let conn = conn_with(Owner::Client(owner));
                 self.give_to_client(connection, conn, client);
             }
             Some(Listener::Service(service)) => {
-                let conn = Conn::new(Owner::Client(0), remote);
+                let conn = conn_with(Owner::Client(0));
                 let local = self.give_to_service(stream.0, conn, local_port);
                 serve(&*service, local);
+            }
+            Some(Listener::Plugin(service)) => {
+                let conn = conn_with(Owner::Client(0));
+                service.open(Box::new(self.give_to_service(stream.0, conn, local_port)));
             }
             // Unbound since the SYN came.
             None => self.core.reset(stream),
         }
+    }
+
+    /// The core has one moment for both.
+    fn say_incoming(&self, stream: StreamId, dst_port: u16, remote: SocketAddress) {
+        let conn_id = u64::from(stream.0);
+        let SocketAddress { address: src_addr, port: src_port } = remote;
+        self.events.emit(|| Happening::ConnSynReceived { conn_id, dst_port, src_addr, src_port });
+        self.events.emit(|| Happening::ConnEstablished { conn_id, dst_port, src_addr, src_port });
     }
 
     fn connected(&mut self, clients: &mut Clients, stream: StreamId) {
@@ -126,7 +160,8 @@ impl Hub {
         let Some(conn) = self.conns.remove(&id) else { return self.core.reset(stream) };
         let Conn { owner, remote, readable, .. } = conn;
         // The owner is set by whoever gets it.
-        let conn = Conn { readable, ..Conn::new(Owner::Client(0), remote) };
+        let local_port = self.core.local_port(stream).unwrap_or_default();
+        let conn = Conn { readable, local_port, ..Conn::new(Owner::Client(0), remote) };
         match owner {
             Owner::DialClient { client, tag } => {
                 let Some(client) = clients.touch(client) else { return self.core.reset(stream) };
@@ -163,6 +198,7 @@ impl Hub {
 
     fn closed(&mut self, clients: &mut Clients, id: u32, reason: CloseReason) {
         let Some(conn) = self.conns.remove(&id) else { return };
+        conn.say_broken(&self.events, id, reason);
         self.ended.insert(id);
         match conn.owner {
             Owner::Client(owner) => {
@@ -203,7 +239,7 @@ impl Hub {
     }
 
     /// Every client gets every datagram, as published; one that does not read
-    /// loses it.
+    /// loses it. So does a plugin that takes datagrams on this port.
     fn datagram(
         &mut self,
         clients: &mut Clients,
@@ -211,6 +247,20 @@ impl Hub {
         destination_port: u16,
         data: &Bytes,
     ) {
+        self.events.emit(|| Happening::DataDatagram {
+            dst_port: destination_port,
+            size: data.len() as u64,
+            src_addr: source.address,
+            src_port: source.port,
+        });
+        if let Some(Listener::Plugin(service)) = self.ports.get(&destination_port)
+            && service.takes_datagrams()
+        {
+            service.datagram(source, destination_port, data.clone());
+        }
+        if clients.len() == 0 {
+            return;
+        }
         let mut message = Vec::with_capacity(data.len() + 16);
         ClientEvent::ReceiveDatagram { source, destination_port, data }.encode(&mut message);
         let mut dropped = 0;
@@ -226,13 +276,36 @@ impl Hub {
 
     fn tunnel_up(&mut self, node: NodeId, relay: bool, rekeyed: bool) {
         info!(peer = %node, relay, rekeyed, "authenticated tunnel");
-        if relay {
-            return;
-        }
         let endpoint =
             self.core.peers().into_iter().find(|p| p.node == node).and_then(|p| p.endpoint);
-        if let Some(endpoint) = endpoint {
+        if let Some(endpoint) = endpoint.filter(|_| !rekeyed) {
+            self.peer_added(node, endpoint);
+        }
+        self.events.emit(|| Happening::TunnelEstablished {
+            authenticated: true,
+            peer_node_id: node,
+            rekeyed,
+            relay,
+        });
+        if let Some(endpoint) = endpoint.filter(|_| !relay) {
             self.plane.note_peer(node, endpoint);
+        }
+    }
+
+    /// The endpoint of a peer is known. Said once for each, as far as memory
+    /// goes.
+    pub(crate) fn peer_added(&mut self, node: NodeId, endpoint: SocketAddr) {
+        if !self.events.wanted() {
+            return;
+        }
+        if self.added.len() >= MAX_ADDED {
+            self.added.clear();
+        }
+        if self.added.insert(node, endpoint) != Some(endpoint) {
+            self.events.emit(|| Happening::TunnelPeerAdded {
+                endpoint: endpoint.to_string(),
+                peer_node_id: node,
+            });
         }
     }
 }

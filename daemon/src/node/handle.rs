@@ -6,14 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use pilot_core::Permission;
+use pilot_host::PortService;
 use pilot_wire::{NodeId, SocketAddress};
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::snapshot::Snapshot;
 use crate::control::ControlEvent;
 use crate::service::LocalStream;
-use crate::workers::Spread;
+use crate::workers::{Spread, merge};
 
 /// Orders waiting for the loop; beyond it the sender waits.
 const ORDERS: usize = 1024;
@@ -37,6 +40,24 @@ pub(crate) enum Order {
     Dial {
         to: SocketAddress,
         answer: oneshot::Sender<Result<LocalStream, DialFailure>>,
+    },
+    Datagram {
+        to: SocketAddress,
+        source_port: u16,
+        data: Bytes,
+    },
+    /// Has a plugin answer on a port; the answer is the earlier one.
+    Listen {
+        port: u16,
+        service: Arc<dyn PortService>,
+        answer: oneshot::Sender<Result<Option<Arc<dyn PortService>>, String>>,
+    },
+    Unlisten {
+        port: u16,
+    },
+    /// What `info` shows.
+    Info {
+        answer: oneshot::Sender<Value>,
     },
     Permission {
         node: NodeId,
@@ -98,6 +119,88 @@ impl NodeHandle {
         let (answer, result) = oneshot::channel();
         self.to_owner(to.address.node, Order::Dial { to, answer }).await;
         result.await.unwrap_or(Err(DialFailure::ShuttingDown))
+    }
+
+    /// Sends a datagram from `source_port`, or from a new ephemeral port when
+    /// it is 0. Does not wait; nothing tells whether it arrives.
+    ///
+    /// # Errors
+    /// When the loop has more to do than fits its queue, or has ended.
+    pub fn send_datagram(
+        &self,
+        to: SocketAddress,
+        source_port: u16,
+        data: Bytes,
+    ) -> Result<(), String> {
+        let worker = Spread::over(self.orders.len()).of_node(to.address.node);
+        let orders = self.orders.get(worker).ok_or("the daemon is shutting down")?;
+        orders.try_send(Order::Datagram { to, source_port, data }).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => {
+                "the daemon has too much to do; the datagram was not sent".to_owned()
+            }
+            mpsc::error::TrySendError::Closed(_) => "the daemon is shutting down".to_owned(),
+        })
+    }
+
+    /// Has `service` answer on `port` in every worker, instead of an earlier
+    /// plugin. Where it cannot in one, nothing changes in any.
+    ///
+    /// # Errors
+    /// When a client or the daemon itself has the port, or the daemon is
+    /// ending; the text says which.
+    pub async fn listen(&self, port: u16, service: Arc<dyn PortService>) -> Result<(), String> {
+        let mut earlier = Vec::new();
+        for worker in 0..self.orders.len() {
+            let (answer, result) = oneshot::channel();
+            let service = Arc::clone(&service);
+            self.send(worker, Order::Listen { port, service, answer }).await;
+            match result.await.unwrap_or_else(|_| Err("the daemon is shutting down".to_owned())) {
+                Ok(before) => earlier.push(before),
+                Err(reason) => {
+                    for (worker, before) in earlier.into_iter().enumerate() {
+                        self.restore(worker, port, before).await;
+                    }
+                    return Err(reason);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, worker: usize, port: u16, before: Option<Arc<dyn PortService>>) {
+        match before {
+            None => self.send(worker, Order::Unlisten { port }).await,
+            Some(service) => {
+                // It had the port a moment ago, so nobody else has it.
+                let (answer, _) = oneshot::channel();
+                self.send(worker, Order::Listen { port, service, answer }).await;
+            }
+        }
+    }
+
+    /// No plugin answers on `port` any more.
+    pub async fn unlisten(&self, port: u16) {
+        for worker in 0..self.orders.len() {
+            self.send(worker, Order::Unlisten { port }).await;
+        }
+    }
+
+    /// What `info` shows, all workers together; `None` once a loop has ended.
+    pub async fn info(&self) -> Option<Value> {
+        let mut answers = Vec::new();
+        for worker in 0..self.orders.len() {
+            let (answer, taken) = oneshot::channel();
+            self.send(worker, Order::Info { answer }).await;
+            answers.push((worker, taken));
+        }
+        let mut all = Vec::new();
+        for (worker, taken) in answers {
+            all.push((worker, taken.await.ok()?));
+        }
+        match all.len() {
+            1 => all.pop().map(|(_, info)| info),
+            _ => Some(merge(all)),
+        }
     }
 
     /// Sets what a peer may do from now on.

@@ -2,19 +2,24 @@
 //! it, so that one client and the hub can be worked on together.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use pilot_core::{Core, Read, StreamId, Time};
+use pilot_host::PortService;
+use pilot_wire::NodeId;
 use pilot_wire::ipc::{ErrorCode, Event, Features};
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::conn::{Conn, Ended, Owner};
 use super::lane::{Lane, Lanes};
 use super::plane::{Plane, Refused};
 use super::ready::{Notifier, ReadyList, Token};
+use crate::events::{Events, Refusals};
 use crate::ipc::client::{Client, DATA_BOUND, Tag};
 use crate::service::{LocalStream, Outgoing, Service, StreamShared};
 use crate::udp::UdpStatus;
@@ -36,6 +41,8 @@ const ANSWERS: usize = 256;
 pub(crate) enum Listener {
     Client(u64),
     Service(Rc<dyn Service>),
+    /// A plugin or script, on a thread of its own.
+    Plugin(Arc<dyn PortService>),
 }
 
 /// An answer of the control plane for a client.
@@ -81,6 +88,10 @@ pub(crate) struct Hub {
     /// Bytes that a connection may have in credit and in the core.
     most_credit: u64,
     pub(crate) lanes: Lanes,
+    pub(crate) events: Events,
+    pub(crate) refusals: Refusals,
+    /// Endpoints that events have told of.
+    pub(crate) added: HashMap<NodeId, SocketAddr>,
     pieces: Vec<Bytes>,
 }
 
@@ -90,6 +101,7 @@ impl Hub {
         plane: Rc<dyn Plane>,
         send_buffer: usize,
         max_lanes: usize,
+        events: Events,
     ) -> (Self, mpsc::Receiver<Answered>) {
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let hub = Self {
@@ -109,6 +121,9 @@ impl Hub {
             first_credit: send_buffer.min(FIRST_SEND_CREDIT) as u64,
             most_credit: send_buffer as u64,
             lanes: Lanes::new(max_lanes),
+            events,
+            refusals: Refusals::new(Instant::now()),
+            added: HashMap::new(),
             pieces: Vec::new(),
         };
         (hub, receiver)
@@ -185,6 +200,47 @@ impl Hub {
         stream
     }
 
+    /// Has `service` answer on `port`, instead of an earlier plugin, which is
+    /// returned.
+    ///
+    /// # Errors
+    /// When somebody else has the port, or the daemon is ending.
+    pub(crate) fn listen(
+        &mut self,
+        port: u16,
+        service: Arc<dyn PortService>,
+    ) -> Result<Option<Arc<dyn PortService>>, String> {
+        if self.ending {
+            return Err("the daemon is shutting down".to_owned());
+        }
+        match self.ports.get_mut(&port) {
+            Some(Listener::Plugin(earlier)) => Ok(Some(std::mem::replace(earlier, service))),
+            Some(Listener::Client(_)) => Err(format!(
+                "port {port} is bound by an agent of this daemon; end that agent or give {} \
+                 another port",
+                service.name()
+            )),
+            Some(Listener::Service(owner)) => Err(format!(
+                "port {port} belongs to the {} service of the daemon itself; give {} another port",
+                owner.name(),
+                service.name()
+            )),
+            None => {
+                self.core.listen(port).map_err(|e| format!("port {port}: {e}"))?;
+                self.ports.insert(port, Listener::Plugin(service));
+                Ok(None)
+            }
+        }
+    }
+
+    /// No plugin answers on `port` any more. What others have bound stays.
+    pub(crate) fn unlisten(&mut self, port: u16) {
+        if matches!(self.ports.get(&port), Some(Listener::Plugin(_))) {
+            self.ports.remove(&port);
+            self.core.unlisten(port);
+        }
+    }
+
     /// Passes on what a client's connections have, as far as its credit and
     /// its outbox allow.
     pub(crate) fn pump_client(&mut self, client: &mut Client) {
@@ -230,6 +286,7 @@ impl Hub {
             }
             if end && !conn.ended {
                 conn.ended = true;
+                conn.say_finished(&self.events, id);
                 if client.has(Features::HALF_CLOSE) {
                     client.send(&Event::End { connection: id });
                 } else {
@@ -250,44 +307,64 @@ impl Hub {
     pub(crate) fn pump_local(&mut self, id: u32) {
         let (stream, now) = (StreamId(id), self.now());
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        let Owner::Local { shared, shut } = &mut conn.owner else { return };
-        while conn.readable && !conn.over {
-            let room = shared.room().min(PASS);
-            if room == 0 {
-                break;
-            }
-            match self.core.read(stream, room) {
-                Read::Data(data) => shared.deliver(data),
-                Read::Blocked => conn.readable = false,
-                Read::End => {
-                    conn.readable = false;
-                    conn.ended = true;
-                    shared.end();
+        let Owner::Local { shared, .. } = &conn.owner else { return };
+        let mut ended = false;
+        if conn.readable && !conn.over {
+            let mut room = shared.room();
+            while conn.readable && room > 0 {
+                let (mut taken, mut end) = (0, false);
+                let most = room.min(PASS);
+                while taken < most {
+                    match self.core.read(stream, most - taken) {
+                        Read::Data(data) => {
+                            taken += data.len();
+                            self.pieces.push(data);
+                        }
+                        Read::Blocked => {
+                            conn.readable = false;
+                            break;
+                        }
+                        Read::End => {
+                            conn.readable = false;
+                            conn.ended = true;
+                            end = true;
+                            break;
+                        }
+                    }
                 }
+                room = shared.deliver(&mut self.pieces, end);
+                ended |= end;
             }
         }
-        loop {
-            match shared.next_outgoing(self.core.writable(stream)) {
-                Outgoing::Data(data) => {
-                    if self.core.write(stream, data, now).is_err() {
-                        shared.broken("the stream is closed".to_owned());
-                        return;
-                    }
-                }
-                Outgoing::Nothing => return,
-                Outgoing::Finished => {
-                    if !*shut {
-                        *shut = true;
-                        self.core.shutdown(stream, now);
-                    }
-                    return;
-                }
-                Outgoing::Dropped => {
-                    self.core.close(stream, now);
-                    self.conns.remove(&id);
-                    self.ended.insert(id);
-                    return;
-                }
+        if ended {
+            conn.say_finished(&self.events, id);
+        }
+        let Owner::Local { shared, shut } = &mut conn.owner else { return };
+        let standing = shared.take_outgoing(self.core.writable(stream), &mut self.pieces);
+        for data in self.pieces.drain(..) {
+            if self.core.write(stream, data, now).is_err() {
+                shared.broken("the stream is closed".to_owned());
+                return;
+            }
+        }
+        match standing {
+            Outgoing::Open => {}
+            Outgoing::Finished if *shut => {}
+            Outgoing::Finished => {
+                *shut = true;
+                conn.finished = true;
+                self.core.shutdown(stream, now);
+            }
+            Outgoing::Dropped => {
+                self.core.close(stream, now);
+                self.conns.remove(&id);
+                self.ended.insert(id);
+            }
+            Outgoing::Reset(reason) => {
+                debug!(connection = id, peer = %conn.remote, %reason, "reset by its service");
+                self.core.reset(stream);
+                self.conns.remove(&id);
+                self.ended.insert(id);
             }
         }
     }

@@ -29,6 +29,11 @@ pub struct NodeFacts {
     /// How the registry connection stands: `state`, `since_secs`,
     /// `last_error`.
     pub registry: Value,
+    /// How plugins and scripts stand: a list of objects with `name`, `state`,
+    /// `streams` and so on; null if none can run.
+    pub plugins: Value,
+    /// How the event journal stands; null without one.
+    pub events: Value,
 }
 
 /// Connections and peers listed; the counts have them all. So that the answer
@@ -76,6 +81,8 @@ pub(crate) fn info(
         "version": env!("CARGO_PKG_VERSION"),
         "public": facts.public,
         "registry": facts.registry,
+        "plugins": facts.plugins,
+        "events": facts.events,
         "refused": refused,
         "clients": counters.clients,
         "datagrams_dropped": counters.datagrams_dropped,
@@ -104,6 +111,7 @@ pub(crate) fn render(mut value: Value) -> String {
     if text.len() <= MAX_JSON {
         return text;
     }
+    value["plugins"] = json!([]);
     value["conn_list"] = json!([]);
     value["peer_list"] = json!([]);
     value.to_string()

@@ -336,6 +336,7 @@ impl Hub {
                 }
                 if end && !conn.ended {
                     conn.ended = true;
+                    conn.say_finished(&self.events, id);
                     client.send(&Event::End { connection: id });
                 }
             }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::info::NodeFacts;
 use crate::control::{Call, CallError, ControlHandle, ControlStatus};
+use crate::plugins::Plugins;
 use crate::trust::TrustHandle;
 
 /// A request was refused; the text is what the client is told.
@@ -64,6 +65,12 @@ pub enum Request {
     TrustList,
     /// End trust.
     TrustRevoke(NodeId),
+    /// How a plugin or script stands; all of them without a name.
+    Plugins(String),
+    /// Look at the configuration and the files of plugins and scripts again.
+    Reload,
+    /// Deliver events to this URL; empty ends that.
+    SetWebhook(String),
 }
 
 /// The control plane as the loop sees it. No call may block.
@@ -92,6 +99,8 @@ pub struct ControlPlane {
     pub public_key: String,
     /// Whether the identity is kept in a file.
     pub identity: bool,
+    /// What runs.
+    pub plugins: Plugins,
 }
 
 impl Plane for ControlPlane {
@@ -113,6 +122,7 @@ impl Plane for ControlPlane {
 
     fn request(&self, request: Request) -> Answer {
         let (control, trust) = (self.control.clone(), self.trust.clone());
+        let plugins = self.plugins.clone();
         Box::pin(async move {
             let answer = match request {
                 Request::ResolveHostname(name) => control.call(Call::ResolveHostname(name)).await,
@@ -129,6 +139,9 @@ impl Plane for ControlPlane {
                 Request::TrustPending => trust.pending().await,
                 Request::TrustList => trust.trusted().await,
                 Request::TrustRevoke(node) => trust.revoke(node).await,
+                Request::Plugins(name) => return plugins.describe(&name),
+                Request::Reload => return plugins.reload().await,
+                Request::SetWebhook(url) => return plugins.set_webhook(&url).await,
             };
             answer.map_err(|CallError { code, message }| Refused { code, text: message })
         })
@@ -145,18 +158,15 @@ impl Plane for ControlPlane {
             public_key: self.public_key.clone(),
             identity: self.identity,
             public: status.public,
+            plugins: self.plugins.summary(),
+            events: self.plugins.events(),
         }
     }
 }
 
 fn registry(status: &ControlStatus) -> Value {
-    let state = match (&status.registry, status.up) {
-        (None, _) => "off",
-        (Some(_), true) => "up",
-        (Some(_), false) => "unreachable",
-    };
     json!({
-        "state": state,
+        "state": status.state(),
         "since_secs": status.since.elapsed().unwrap_or_default().as_secs(),
         "last_error": status.last_error,
         "address": status.registry,

@@ -61,9 +61,9 @@ fn parse(command: &Command<'_>) -> Result<(u8, Request), String> {
         Command::SetTags(text) => (json::SET_TAGS, Request::SetTags(tags(text)?)),
         Command::SetTaskExec { enabled } => (json::SET_TASK_EXEC, Request::SetTaskExec(enabled)),
         Command::Handshake(handshake) => (json::HANDSHAKE, trust(handshake)),
-        Command::SetWebhook(_) => {
-            return Err("set_webhook: this daemon has no webhooks; nothing was changed".to_owned());
-        }
+        Command::SetWebhook(url) => (json::SET_WEBHOOK, Request::SetWebhook(url.to_owned())),
+        Command::Plugins(name) => (json::PLUGINS, Request::Plugins(name.to_owned())),
+        Command::Reload => (json::RELOAD, Request::Reload),
         _ => return Err("this command is not a request".to_owned()),
     })
 }

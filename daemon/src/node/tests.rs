@@ -1,9 +1,12 @@
 //! Two nodes in one process over loopback UDP, without a registry, and clients
 //! that speak the wire messages of the driver socket.
 
+mod happenings;
 mod hello;
+mod hosted;
 mod hostile;
 mod lane;
+mod plugins;
 mod published;
 mod services;
 mod spread;
@@ -14,6 +17,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -30,6 +34,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::control::ControlEvent;
+use crate::events::tests::Heard;
 use crate::ipc::IpcListener;
 use crate::service::{DataExchange, DataExchangeLimits, Echo};
 use crate::udp::Udp;
@@ -131,6 +136,8 @@ struct TestNode {
     socket: PathBuf,
     udp: SocketAddr,
     folder: tempfile::TempDir,
+    /// What it said that happened.
+    said: Arc<Heard>,
     /// What has to be done for clients of several workers at the end.
     router: RefCell<Option<RouterEnd>>,
 }
@@ -184,6 +191,7 @@ impl TestNode {
             declined: Cell::default(),
         });
         let data_exchange = DataExchange::new(folder.path(), DataExchangeLimits::default());
+        let said = Arc::new(Heard::default());
         let mut listener = Some(IpcListener::bind(&socket).unwrap());
         for ((udp, inbox), edge) in udp.into_iter().zip(inboxes).zip(crate::workers::edges(spread))
         {
@@ -200,6 +208,7 @@ impl TestNode {
                 services: vec![Rc::new(Echo), Rc::new(data_exchange.clone())],
                 max_clients: 64,
                 max_lanes: 64,
+                events: said.events(),
             };
             tokio::task::spawn_local(run(parts));
         }
@@ -213,7 +222,7 @@ impl TestNode {
         let address_event = ControlEvent::Registered { node: id, address: Address::backbone(id) };
         handle.control(address_event).await;
         let router = RefCell::new(router);
-        Self { id, handle, plane, socket, udp: address, folder, router }
+        Self { id, handle, plane, socket, udp: address, folder, said, router }
     }
 
     /// Ends the node as the daemon does.

@@ -26,6 +26,7 @@ use super::ready::{ReadyList, Token};
 use super::requests::deliver;
 use super::snapshot::snapshot;
 use crate::control::ControlEvent;
+use crate::events::Events;
 use crate::ipc::IpcListener;
 use crate::ipc::client::{COMMAND_BOUND, HARD_BOUND};
 use crate::service::Service;
@@ -68,12 +69,15 @@ pub struct NodeParts {
     pub max_clients: usize,
     /// Lanes of all clients; 0 for none.
     pub max_lanes: usize,
+    /// Where to say what happens.
+    pub events: Events,
 }
 
 /// Runs a node until [`super::NodeHandle::begin_shutdown`]. Must be polled
 /// inside a tokio `LocalSet`, since services run beside it on its thread.
 pub async fn run(parts: NodeParts) {
-    let (mut hub, answers) = Hub::new(parts.core, parts.plane, parts.send_buffer, parts.max_lanes);
+    let (mut hub, answers) =
+        Hub::new(parts.core, parts.plane, parts.send_buffer, parts.max_lanes, parts.events);
     for service in parts.services {
         let port = service.port();
         match hub.core.listen(port) {
@@ -220,8 +224,7 @@ impl Node {
         let mut tokens = std::mem::take(&mut self.tokens);
         self.ready.take(&mut tokens);
         if !tokens.is_empty() {
-            self.hub.udp = self.udp.status();
-            self.hub.edge = self.edge.as_ref().map(|edge| (edge.worker(), edge.counters()));
+            self.note_udp();
         }
         for token in tokens.drain(..) {
             match token {
@@ -237,6 +240,12 @@ impl Node {
             }
         }
         self.tokens = tokens;
+    }
+
+    /// What `info` says of the sockets.
+    fn note_udp(&mut self) {
+        self.hub.udp = self.udp.status();
+        self.hub.edge = self.edge.as_ref().map(|edge| (edge.worker(), edge.counters()));
     }
 
     fn serve_client(&mut self, id: u64) {
@@ -380,6 +389,21 @@ impl Node {
         let now = self.hub.now();
         match order {
             Order::Dial { to, answer } => self.dial(to, answer, now),
+            Order::Datagram { to, source_port, data } => {
+                if let Err(error) = self.hub.core.send_datagram_from(to, source_port, &data, now) {
+                    debug!(%to, %error, "a plugin's datagram was not sent");
+                }
+            }
+            Order::Listen { port, service, answer } => {
+                // Nobody may wait any more.
+                let _ = answer.send(self.hub.listen(port, service));
+            }
+            Order::Unlisten { port } => self.hub.unlisten(port),
+            Order::Info { answer } => {
+                self.note_udp();
+                // Nobody may wait any more.
+                let _ = answer.send(self.hub.info_json());
+            }
             Order::Permission { node, permission } => {
                 self.hub.core.handle(Input::Permission { node, permission }, now);
             }
@@ -424,6 +448,9 @@ impl Node {
             ControlEvent::Registered { node, .. } => core.handle(Input::LocalNode(node), now),
             ControlEvent::Endpoint { node, endpoint } => {
                 core.handle(Input::Endpoint { node, endpoint }, now);
+                if let Some(endpoint) = endpoint {
+                    self.hub.peer_added(node, endpoint);
+                }
             }
             ControlEvent::IdentityKey { node, key } => {
                 core.handle(Input::IdentityKey { node, key }, now);

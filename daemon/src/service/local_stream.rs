@@ -1,5 +1,9 @@
-//! A stream as an in-process service sees it: bounded queues shared with the
-//! loop, which moves their contents to and from the core.
+//! A stream as a service or plugin sees it, on whatever thread: bounded queues
+//! shared with the loop, which moves their contents to and from the core.
+//!
+//! Each side takes the lock once for all that is there, and wakes the other
+//! only when that one waits: a wake-up of another thread costs more than the
+//! rest together.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,14 +13,16 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use pilot_core::StreamId;
+use pilot_host::HostStream;
 use pilot_wire::SocketAddress;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::node::ready::Notifier;
 
 /// Bytes queued towards the service; beyond it the loop leaves data in the
-/// core, whose receive window then closes towards the peer.
-const INCOMING_BOUND: usize = 512 << 10;
+/// core, whose receive window then closes towards the peer. As much again may
+/// be what the service has taken at once and works on.
+const INCOMING_BOUND: usize = 256 << 10;
 /// Bytes queued towards the core; beyond it a write waits.
 const OUTGOING_BOUND: usize = 512 << 10;
 
@@ -33,15 +39,38 @@ enum Ending {
 struct State {
     incoming: VecDeque<Bytes>,
     incoming_len: usize,
+    /// The loop left data in the core and is to be told when there is room.
+    stalled: bool,
     ending: Ending,
     outgoing: VecDeque<Bytes>,
     outgoing_len: usize,
     /// No more will be written.
     finished: bool,
+    /// The service broke the stream, and why.
+    reset: Option<String>,
     /// The service dropped its end.
     dropped: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
+}
+
+impl State {
+    /// Bytes that may be delivered now; when there are none the loop is told
+    /// once there are.
+    fn room(&mut self) -> usize {
+        if self.dropped || self.reset.is_some() {
+            return usize::MAX;
+        }
+        let room = INCOMING_BOUND.saturating_sub(self.incoming_len);
+        self.stalled = room == 0;
+        room
+    }
+
+    fn end(&mut self, ending: Ending) {
+        if matches!(self.ending, Ending::Open) || matches!(ending, Ending::Broken(_)) {
+            self.ending = ending;
+        }
+    }
 }
 
 /// What the loop and a [`LocalStream`] share.
@@ -50,17 +79,17 @@ pub(crate) struct StreamShared {
     notifier: Arc<Notifier>,
 }
 
-/// What the loop is to do next with a stream's writing side.
+/// How a stream's writing side stands after the loop took what there was.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outgoing {
-    /// Write these bytes.
-    Data(Bytes),
-    /// Nothing now.
-    Nothing,
-    /// Everything is written, and no more will come.
+    /// More may come.
+    Open,
+    /// Everything was taken, and no more will come.
     Finished,
-    /// Everything is written, and the service is gone.
+    /// Everything was taken, and the service is gone.
     Dropped,
+    /// The service broke the stream.
+    Reset(String),
 }
 
 impl StreamShared {
@@ -79,75 +108,81 @@ impl StreamShared {
 
     /// Bytes that may be delivered now.
     pub(crate) fn room(&self) -> usize {
-        let state = self.lock();
-        if state.dropped { usize::MAX } else { INCOMING_BOUND.saturating_sub(state.incoming_len) }
+        self.lock().room()
     }
 
-    /// Hands received bytes to the service; a service that is gone loses them.
-    pub(crate) fn deliver(&self, data: Bytes) {
+    /// Hands received bytes to the service, and the end behind them if `end`;
+    /// a service that is gone loses them. Returns how many may follow.
+    pub(crate) fn deliver(&self, pieces: &mut Vec<Bytes>, end: bool) -> usize {
         let mut state = self.lock();
-        if state.dropped || data.is_empty() {
-            return;
+        if state.dropped || state.reset.is_some() {
+            pieces.clear();
         }
-        state.incoming_len += data.len();
-        state.incoming.push_back(data);
-        let waker = state.reader.take();
+        let mut waker = None;
+        if !pieces.is_empty() || end {
+            state.incoming_len += pieces.iter().map(Bytes::len).sum::<usize>();
+            state.incoming.extend(pieces.drain(..));
+            waker = state.reader.take();
+        }
+        if end {
+            state.end(Ending::End);
+        }
+        let room = state.room();
         drop(state);
         wake(waker);
-    }
-
-    /// The peer will send no more.
-    pub(crate) fn end(&self) {
-        self.finish_reading(Ending::End);
+        room
     }
 
     /// The stream broke. What was delivered can still be read; then comes the
     /// error.
     pub(crate) fn broken(&self, reason: String) {
-        self.finish_reading(Ending::Broken(reason));
+        self.finish_reading(Ending::Broken(reason), false);
     }
 
     /// The stream is over in both directions: what was delivered can still be
     /// read, and a write fails instead of waiting for ever.
     pub(crate) fn over(&self) {
-        self.lock().finished = true;
-        self.end();
+        self.finish_reading(Ending::End, true);
     }
 
-    fn finish_reading(&self, ending: Ending) {
+    fn finish_reading(&self, ending: Ending, over: bool) {
         let mut state = self.lock();
-        if matches!(state.ending, Ending::Open) || matches!(ending, Ending::Broken(_)) {
-            state.ending = ending;
-        }
+        state.finished |= over;
+        state.end(ending);
         let (reader, writer) = (state.reader.take(), state.writer.take());
         drop(state);
         wake(reader);
         wake(writer);
     }
 
-    /// The next bytes to write, at most `max`.
-    pub(crate) fn next_outgoing(&self, max: usize) -> Outgoing {
+    /// Moves the next bytes to write, at most `max`, to `into`.
+    pub(crate) fn take_outgoing(&self, max: usize, into: &mut Vec<Bytes>) -> Outgoing {
         let mut state = self.lock();
-        let Some(front) = state.outgoing.front_mut() else {
-            return match (state.dropped, state.finished) {
-                (true, _) => Outgoing::Dropped,
-                (false, true) => Outgoing::Finished,
-                (false, false) => Outgoing::Nothing,
-            };
-        };
-        if max == 0 {
-            return Outgoing::Nothing;
+        if let Some(reason) = &state.reset {
+            return Outgoing::Reset(reason.clone());
         }
-        let data = if front.len() <= max {
-            state.outgoing.pop_front().unwrap_or_default()
-        } else {
-            front.split_to(max)
-        };
-        state.outgoing_len -= data.len();
+        let mut left = max;
+        while left > 0
+            && let Some(front) = state.outgoing.front_mut()
+        {
+            let data = if front.len() <= left {
+                state.outgoing.pop_front().unwrap_or_default()
+            } else {
+                front.split_to(left)
+            };
+            left -= data.len();
+            into.push(data);
+        }
+        state.outgoing_len -= max - left;
         let waker = if state.outgoing_len < OUTGOING_BOUND { state.writer.take() } else { None };
+        let standing = match (state.outgoing.is_empty(), state.dropped, state.finished) {
+            (false, ..) | (true, false, false) => Outgoing::Open,
+            (true, true, _) => Outgoing::Dropped,
+            (true, false, true) => Outgoing::Finished,
+        };
         drop(state);
         wake(waker);
-        Outgoing::Data(data)
+        standing
     }
 }
 
@@ -162,6 +197,8 @@ fn wake(waker: Option<Waker>) {
 /// written.
 pub struct LocalStream {
     shared: Arc<StreamShared>,
+    /// Taken from the queue at once, and not yet read.
+    taken: VecDeque<Bytes>,
     id: StreamId,
     local_port: u16,
     remote: SocketAddress,
@@ -174,7 +211,7 @@ impl LocalStream {
         local_port: u16,
         remote: SocketAddress,
     ) -> Self {
-        Self { shared, id, local_port, remote }
+        Self { shared, taken: VecDeque::new(), id, local_port, remote }
     }
 
     /// The peer's address and port; the tunnel has proven the node.
@@ -214,30 +251,30 @@ impl LocalStream {
     }
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Option<Bytes>>> {
-        let mut state = self.shared.lock();
-        let Some(front) = state.incoming.front_mut() else {
-            return match &state.ending {
-                Ending::End => Poll::Ready(Ok(None)),
-                Ending::Broken(reason) => Poll::Ready(Err(broken(reason))),
-                Ending::Open => {
-                    state.reader = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            };
-        };
-        let data = if front.len() <= max {
-            state.incoming.pop_front().unwrap_or_default()
-        } else {
-            front.split_to(max)
-        };
-        let before = state.incoming_len;
-        state.incoming_len -= data.len();
-        let reopened = before >= INCOMING_BOUND / 2 && state.incoming_len < INCOMING_BOUND / 2;
-        drop(state);
-        if reopened {
-            self.shared.notifier.notify();
+        if self.taken.is_empty() {
+            let mut state = self.shared.lock();
+            if state.incoming.is_empty() {
+                return match &state.ending {
+                    Ending::End => Poll::Ready(Ok(None)),
+                    Ending::Broken(reason) => Poll::Ready(Err(broken(reason))),
+                    Ending::Open => {
+                        register(&mut state.reader, cx);
+                        Poll::Pending
+                    }
+                };
+            }
+            std::mem::swap(&mut state.incoming, &mut self.taken);
+            state.incoming_len = 0;
+            let stalled = std::mem::take(&mut state.stalled);
+            drop(state);
+            if stalled {
+                self.shared.notifier.notify();
+            }
         }
-        Poll::Ready(Ok(Some(data)))
+        Poll::Ready(Ok(match self.taken.front_mut() {
+            Some(front) if front.len() > max => Some(front.split_to(max)),
+            _ => self.taken.pop_front(),
+        }))
     }
 
     /// Waits for room in the outgoing queue; gives how much there is.
@@ -251,18 +288,42 @@ impl LocalStream {
         }
         let room = OUTGOING_BOUND.saturating_sub(state.outgoing_len);
         if room == 0 {
-            state.writer = Some(cx.waker().clone());
+            register(&mut state.writer, cx);
             return Poll::Pending;
         }
         Poll::Ready(Ok(room))
     }
 
     fn enqueue(&mut self, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
         let mut state = self.shared.lock();
+        if state.finished || state.reset.is_some() || matches!(state.ending, Ending::Broken(_)) {
+            return;
+        }
+        // While something waits there, the loop has been told, or the core
+        // will tell it when it has room.
+        let first = state.outgoing.is_empty();
         state.outgoing_len += data.len();
         state.outgoing.push_back(data);
         drop(state);
+        if first {
+            self.shared.notifier.notify();
+        }
+    }
+
+    fn finish(&self) {
+        self.shared.lock().finished = true;
         self.shared.notifier.notify();
+    }
+}
+
+/// Has the task of `cx` woken by who takes `waker`.
+fn register(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    match waker {
+        Some(known) => known.clone_from(cx.waker()),
+        none => *none = Some(cx.waker().clone()),
     }
 }
 
@@ -308,9 +369,47 @@ impl AsyncWrite for LocalStream {
 
     /// Half-close: the peer reads the end after everything written.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.lock().finished = true;
-        self.shared.notifier.notify();
+        self.finish();
         Poll::Ready(Ok(()))
+    }
+}
+
+impl HostStream for LocalStream {
+    fn remote(&self) -> SocketAddress {
+        self.remote
+    }
+
+    fn local_port(&self) -> u16 {
+        self.local_port
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        self.poll_bytes(cx, usize::MAX)
+    }
+
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        LocalStream::poll_room(self, cx)
+    }
+
+    fn write(&mut self, data: Bytes) {
+        self.enqueue(data);
+    }
+
+    fn shutdown(&mut self) {
+        self.finish();
+    }
+
+    fn reset(&mut self, reason: &str) {
+        let mut state = self.shared.lock();
+        state.reset = Some(reason.to_owned());
+        state.outgoing.clear();
+        state.outgoing_len = 0;
+        state.incoming.clear();
+        state.incoming_len = 0;
+        state.ending = Ending::Broken(reason.to_owned());
+        drop(state);
+        self.taken.clear();
+        self.shared.notifier.notify();
     }
 }
 
@@ -337,7 +436,7 @@ mod tests {
         let shared = StreamShared::new(Notifier::new(Arc::default(), Token::Local(1)));
         let remote = SocketAddress::default();
         let mut stream = LocalStream::new(Arc::clone(&shared), StreamId(1), 7, remote);
-        shared.deliver(Bytes::from_static(b"last"));
+        shared.deliver(&mut vec![Bytes::from_static(b"last")], false);
         let writing = async {
             let written = stream.write_all(&vec![0; OUTGOING_BOUND + 1]).await;
             assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
@@ -347,5 +446,94 @@ mod tests {
         tokio::time::timeout(std::time::Duration::from_secs(10), both).await.unwrap();
         assert_eq!(stream.read_bytes().await.unwrap().unwrap(), "last");
         assert_eq!(stream.read_bytes().await.unwrap(), None);
+    }
+
+    struct Count(std::sync::atomic::AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    fn stream(list: &Arc<crate::node::ready::ReadyList>) -> (Arc<StreamShared>, LocalStream) {
+        let shared = StreamShared::new(Notifier::new(Arc::clone(list), Token::Local(1)));
+        let remote = SocketAddress::default();
+        let stream = LocalStream::new(Arc::clone(&shared), StreamId(1), 7, remote);
+        (shared, stream)
+    }
+
+    fn tokens(list: &crate::node::ready::ReadyList) -> usize {
+        let mut tokens = Vec::new();
+        list.take(&mut tokens);
+        tokens.len()
+    }
+
+    #[test]
+    fn a_batch_wakes_each_side_once() {
+        let list = Arc::default();
+        let (shared, mut stream) = stream(&list);
+        let count = Arc::new(Count(0.into()));
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        let woken = || count.0.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(HostStream::poll_read(&mut stream, &mut cx).is_pending());
+        let piece = |n: u8| Bytes::copy_from_slice(&[n; 10]);
+        shared.deliver(&mut (0..5).map(piece).collect(), false);
+        shared.deliver(&mut (5..9).map(piece).collect(), true);
+        assert_eq!(woken(), 1);
+        for n in 0..9 {
+            let Poll::Ready(Ok(Some(data))) = HostStream::poll_read(&mut stream, &mut cx) else {
+                panic!()
+            };
+            assert_eq!(data, piece(n));
+            assert!(LocalStream::poll_room(&mut stream, &mut cx).is_ready());
+            HostStream::write(&mut stream, data);
+        }
+        assert!(matches!(HostStream::poll_read(&mut stream, &mut cx), Poll::Ready(Ok(None))));
+        assert_eq!((tokens(&list), woken()), (1, 1));
+        let mut out = Vec::new();
+        assert_eq!(shared.take_outgoing(35, &mut out), Outgoing::Open);
+        assert_eq!(out.iter().map(Bytes::len).collect::<Vec<_>>(), [10, 10, 10, 5]);
+        shared.taken();
+        HostStream::write(&mut stream, piece(9));
+        assert_eq!(tokens(&list), 0, "the loop comes back by itself for what it left");
+        assert_eq!(shared.take_outgoing(usize::MAX, &mut out), Outgoing::Open);
+        HostStream::write(&mut stream, piece(10));
+        assert_eq!(tokens(&list), 1);
+        HostStream::shutdown(&mut stream);
+        assert_eq!(shared.take_outgoing(usize::MAX, &mut out), Outgoing::Finished);
+        drop(stream);
+        assert_eq!(shared.take_outgoing(usize::MAX, &mut out), Outgoing::Dropped);
+        assert_eq!(out.iter().map(Bytes::len).sum::<usize>(), 110);
+    }
+
+    #[test]
+    fn a_full_queue_stalls_the_loop_until_it_is_taken() {
+        let list = Arc::default();
+        let (shared, mut stream) = stream(&list);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(shared.room(), INCOMING_BOUND);
+        assert_eq!(shared.deliver(&mut vec![vec![1; INCOMING_BOUND].into()], false), 0);
+        assert_eq!(tokens(&list), 0);
+        assert!(HostStream::poll_read(&mut stream, &mut cx).is_ready());
+        assert_eq!(tokens(&list), 1, "there is room again");
+        assert_eq!(shared.room(), INCOMING_BOUND);
+    }
+
+    #[test]
+    fn a_reset_drops_what_was_not_sent() {
+        let list = Arc::default();
+        let (shared, mut stream) = stream(&list);
+        HostStream::write(&mut stream, Bytes::from_static(b"lost"));
+        stream.reset("it broke the rules");
+        let mut out = Vec::new();
+        let reset = Outgoing::Reset("it broke the rules".to_owned());
+        assert_eq!(shared.take_outgoing(100, &mut out), reset);
+        HostStream::write(&mut stream, Bytes::from_static(b"ignored"));
+        drop(stream);
+        assert_eq!(shared.take_outgoing(100, &mut out), reset, "dropping it changes nothing");
+        assert!(out.is_empty());
+        assert_eq!(shared.deliver(&mut vec![Bytes::from_static(b"x")], false), usize::MAX);
     }
 }

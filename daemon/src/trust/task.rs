@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pilot_core::Permission;
+use pilot_host::events::{ApprovalReason, Happening};
 use pilot_wire::ipc::ErrorCode;
 use pilot_wire::registry::PublicKey;
 use pilot_wire::service::handshake::{self, Kind, Message};
@@ -19,6 +20,7 @@ use super::handle::{Answer, Command, TrustHandle, TrustInbox};
 use super::state::{Action, Input, Refused, TrustState, cut};
 use super::{PORT, Pins};
 use crate::control::{CallError, ControlHandle, Member, RegistryError, unix_now};
+use crate::events::Events;
 use crate::node::NodeHandle;
 
 /// Deliveries and reports under way; beyond it a user's request is refused
@@ -47,6 +49,8 @@ pub struct TrustParts {
     pub control: ControlHandle,
     /// The task's own handle.
     pub handle: TrustHandle,
+    /// Where to say what happens.
+    pub events: Events,
 }
 
 /// Serves the commands of `inbox` until all handles are gone.
@@ -93,13 +97,24 @@ impl Task {
                 self.request(node, justification, answer).await;
             }
             Command::Approve { node, answer } => {
+                let asked = self.parts.state.pending().contains_key(&node);
                 let result = self.decide(Input::Approve { node }).await;
+                if asked && result.is_ok() {
+                    let event = Happening::HandshakeApproved { peer_node_id: node };
+                    self.parts.events.emit(|| event);
+                }
                 let result = result.map_err(|f| f.into_error("handshake approve", node));
                 send(answer, result.map(|()| json!({"status": "approved", "node_id": node})));
             }
             Command::Reject { node, reason, answer } => {
-                let input = Input::Reject { node, reason: cut(reason) };
+                let asked = self.parts.state.pending().contains_key(&node);
+                let reason = cut(reason);
+                let input = Input::Reject { node, reason: reason.clone() };
                 let result = self.decide(input).await;
+                if asked && result.is_ok() {
+                    let event = Happening::HandshakeRejected { peer_node_id: node, reason };
+                    self.parts.events.emit(|| event);
+                }
                 let result = result.map_err(|f| f.into_error("handshake reject", node));
                 send(answer, result.map(|()| json!({"status": "rejected", "node_id": node})));
             }
@@ -107,6 +122,7 @@ impl Task {
                 let result = self.apply(Input::Revoke { node }).await.map(|rest| self.follow(rest));
                 if result.is_ok() {
                     tracing::info!(peer = %node, "trust revoked");
+                    self.parts.events.emit(|| Happening::TrustRevoked { peer_node_id: node });
                 }
                 let result = result.map_err(|f| f.into_error("handshake revoke", node));
                 send(answer, result.map(|()| json!({"status": "revoked", "node_id": node})));
@@ -193,6 +209,13 @@ impl Task {
     /// A message of a peer; nobody waits for the outcome but the log.
     async fn heard(&mut self, from: NodeId, kind: Kind, way: &str, input: Input) {
         let before = self.parts.state.trusted().contains_key(&from);
+        let had_asked = self.parts.state.outstanding().contains_key(&from);
+        let justification = match &input {
+            Input::Message { message, .. } if kind == Kind::Request => {
+                Some(cut(message.justification.clone()))
+            }
+            _ => None,
+        };
         match self.apply(input).await {
             Ok(rest) => {
                 let after = self.parts.state.trusted().contains_key(&from);
@@ -203,12 +226,36 @@ impl Task {
                     _ => "noted",
                 };
                 tracing::info!(peer = %from, ?kind, way, outcome, "handshake");
+                if kind == Kind::Revoke && before && !after {
+                    let event = Happening::TrustRevokedByPeer { peer_node_id: from };
+                    self.parts.events.emit(|| event);
+                }
+                if let Some(justification) = justification {
+                    self.say_request(from, justification, !before && after, had_asked);
+                }
                 self.follow(rest);
             }
             Err(Failed::Refused(refused)) => {
                 tracing::warn!(peer = %from, ?kind, way, "handshake dropped: {refused}");
             }
             Err(Failed::NotSaved(e)) => tracing::error!(peer = %from, ?kind, way, "{e}"),
+        }
+    }
+
+    /// Says what became of a request that came over a stream. Those that waited
+    /// at the registry are not told of, as published.
+    fn say_request(&self, from: NodeId, justification: String, granted: bool, had_asked: bool) {
+        let (events, peer_node_id) = (&self.parts.events, from);
+        let received = justification.clone();
+        events.emit(|| Happening::HandshakeReceived { justification: received, peer_node_id });
+        if granted && had_asked {
+            let reason = ApprovalReason::Mutual;
+            events.emit(|| Happening::HandshakeAutoApproved { peer_node_id, reason });
+        } else if granted {
+            // By whoever configured that all are.
+            events.emit(|| Happening::HandshakeApproved { peer_node_id });
+        } else if self.parts.state.pending().contains_key(&from) {
+            events.emit(|| Happening::HandshakePending { justification, peer_node_id });
         }
     }
 

@@ -15,12 +15,12 @@ const SAME: [&str; 7] = [
 /// What the answer says of each worker on its own.
 const EACH: [&str; 6] =
     ["peers", "connections", "bytes_sent", "bytes_recv", "pkts_sent", "pkts_recv"];
-/// What the control plane says, the same in every worker.
-const WHOLE: &str = "registry";
+/// What is said of the whole daemon, the same in every worker.
+const WHOLE: [&str; 3] = ["registry", "plugins", "events"];
 
 /// Adds up counters, joins lists, and takes the rest from the first answer.
 /// `workers` lists what each worker has.
-pub(super) fn merge(answers: Vec<(usize, Value)>) -> Value {
+pub(crate) fn merge(answers: Vec<(usize, Value)>) -> Value {
     let each: Vec<Value> = answers.iter().map(|(worker, answer)| of_one(*worker, answer)).collect();
     let mut all = Value::Null;
     for (_, answer) in answers {
@@ -46,13 +46,13 @@ fn of_one(worker: usize, answer: &Value) -> Value {
 fn add(key: &str, to: &mut Value, more: Value) {
     match (to, more) {
         (to @ Value::Null, more) => *to = more,
-        (Value::Object(to), Value::Object(more)) if key != WHOLE => {
+        (Value::Object(to), Value::Object(more)) if !WHOLE.contains(&key) => {
             for (key, value) in more {
                 let slot = to.entry(key.clone()).or_insert(Value::Null);
                 add(&key, slot, value);
             }
         }
-        (Value::Array(to), Value::Array(more)) => to.extend(more),
+        (Value::Array(to), Value::Array(more)) if !WHOLE.contains(&key) => to.extend(more),
         (to @ Value::Number(_), Value::Number(more)) if !SAME.contains(&key) => {
             *to = match (to.as_u64(), more.as_u64()) {
                 (Some(a), Some(b)) => json!(a.saturating_add(b)),
@@ -74,6 +74,7 @@ mod tests {
                 "node_id": 7, "hostname": "a", "ports": 3, "uptime_secs": 60, "encrypt": true,
                 "peers": n, "bytes_sent": 100 * n, "refused": {"replay": n},
                 "registry": {"state": "up", "since_secs": 5},
+                "plugins": [{"name": "echo", "streams": 2}], "events": {"emitted": 9},
                 "udp": {
                     "sends": n, "segments": 40 * n, "send_errors": n,
                     "buffer_wanted": 8, "receive_buffer": 4, "send_buffer": 8,
@@ -90,6 +91,8 @@ mod tests {
         assert_eq!((&all["peers"], &all["bytes_sent"]), (&json!(3), &json!(300)));
         assert_eq!((&all["refused"]["replay"], &all["udp"]["send_errors"]), (&json!(3), &json!(3)));
         assert_eq!(all["registry"], json!({"state": "up", "since_secs": 5}));
+        assert_eq!(all["plugins"], json!([{"name": "echo", "streams": 2}]));
+        assert_eq!(all["events"], json!({"emitted": 9}));
         let peer = |n: u64, m: u64, o: bool| json!({"node_id": n, "worker": n - 1, "path_mtu": m, "offload": o});
         assert_eq!(all["peer_list"], json!([peer(1, 1201, false), peer(2, 1202, true)]));
         assert_eq!((&all["udp"]["sends"], &all["udp"]["segments"]), (&json!(3), &json!(120)));

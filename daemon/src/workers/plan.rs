@@ -9,9 +9,11 @@ use pilot_wire::NodeId;
 use super::edge::Edge;
 use super::spread::Spread;
 use crate::control::ControlHandle;
+use crate::events::Events;
 use crate::identity::{Identity, random_bytes};
 use crate::ipc::IpcListener;
 use crate::node::{ControlPlane, NodeInbox, NodeParts};
+use crate::plugins::Plugins;
 use crate::service::{DataExchange, Echo, Service};
 use crate::trust::TrustHandle;
 use crate::udp::Udp;
@@ -29,16 +31,40 @@ pub struct LoopPlan {
     pub control: ControlHandle,
     /// Keeps who is trusted.
     pub trust: TrustHandle,
-    /// Whether port 7 answers.
-    pub echo: bool,
-    /// What answers on port 1001; one for all loops, so that its limits count
-    /// for the daemon.
-    pub data_exchange: Option<DataExchange>,
+    /// What is compiled in instead of being a plugin.
+    pub native: Vec<NativeService>,
+    /// What runs as plugins and scripts.
+    pub plugins: Plugins,
+    /// Where to say what happens.
+    pub events: Events,
     /// Clients served at once.
     pub max_clients: usize,
     /// Lanes of all clients at once. Several workers offer none: a client
     /// speaks to them through the router.
     pub max_lanes: usize,
+}
+
+/// A service of the daemon itself.
+#[derive(Clone)]
+pub enum NativeService {
+    /// Port 7.
+    Echo,
+    /// Port 1001; one for all loops, so that its limits count for the daemon.
+    DataExchange(DataExchange),
+}
+
+impl NativeService {
+    /// The port it answers on.
+    pub fn port(&self) -> u16 {
+        self.service().port()
+    }
+
+    fn service(&self) -> Rc<dyn Service> {
+        match self {
+            Self::Echo => Rc::new(Echo),
+            Self::DataExchange(data_exchange) => Rc::new(data_exchange.clone()),
+        }
+    }
 }
 
 /// What one loop has for itself.
@@ -62,12 +88,7 @@ impl LoopPlan {
             core.handle(Input::Permission { node, permission }, Time::ZERO);
         }
         let mut services: Vec<Rc<dyn Service>> = vec![self.trust.service()];
-        if self.echo {
-            services.push(Rc::new(Echo));
-        }
-        if let Some(data_exchange) = &self.data_exchange {
-            services.push(Rc::new(data_exchange.clone()));
-        }
+        services.extend(self.native.iter().map(NativeService::service));
         Ok(NodeParts {
             core,
             send_buffer,
@@ -80,8 +101,10 @@ impl LoopPlan {
                 trust: self.trust.clone(),
                 public_key: self.identity.public_key().to_string(),
                 identity: true,
+                plugins: self.plugins.clone(),
             }),
             services,
+            events: self.events.clone(),
             max_clients: self.max_clients,
             max_lanes: if spread.workers() == 1 { self.max_lanes } else { 0 },
         })

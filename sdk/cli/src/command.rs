@@ -4,6 +4,7 @@ mod approve;
 mod bench;
 mod clear_hostname;
 mod clear_tags;
+mod clear_webhook;
 mod completions;
 mod config;
 mod connect;
@@ -28,10 +29,12 @@ mod name_register;
 mod peers;
 mod pending;
 mod ping;
+mod plugins;
 mod publish;
 mod received;
 mod recv;
 mod reject;
+mod reload;
 mod resolve;
 mod secure_connect;
 mod send;
@@ -41,6 +44,7 @@ mod set_hostname;
 mod set_private;
 mod set_public;
 mod set_tags;
+mod set_webhook;
 mod subscribe;
 mod task_accept;
 mod task_decline;
@@ -89,6 +93,10 @@ pub(crate) static COMMANDS: &[Spec] = &[
     send_message::SPEC,
     received::SPEC,
     inbox::SPEC,
+    plugins::SPEC,
+    reload::SPEC,
+    set_webhook::SPEC,
+    clear_webhook::SPEC,
     subscribe::SPEC,
     publish::SPEC,
     secure_connect::SPEC,

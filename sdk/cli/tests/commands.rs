@@ -504,3 +504,68 @@ async fn a_pipe_is_no_file() {
     let error = user.run(&["send-file", "2", pipe.to_str().expect("UTF-8")]).await.error();
     assert_eq!(error["code"], "invalid_argument");
 }
+
+#[tokio::test]
+async fn plugins_are_listed_and_explained() {
+    let daemon = MockDaemon::start(Behaviour::default());
+    let home = tempfile::tempdir().expect("temporary directory");
+    let socket = daemon.socket();
+    let user = User::new(home.path(), &socket);
+    let data = user.run(&["plugins"]).await.data();
+    assert_eq!(data["plugins"][1]["name"], "echo");
+    let run = user.run(&["--json=false", "plugins"]).await;
+    let lines: Vec<Vec<&str>> =
+        run.stdout.lines().map(|l| l.split_whitespace().collect()).collect();
+    assert_eq!(lines[1][..5], ["broken", "backing-off", "2000", "1.0.0", "3"], "{run:?}");
+    assert_eq!(lines[2][..5], ["echo", "running", "7", "1.0.0", "3"], "{run:?}");
+    assert_eq!(user.run(&["plugins", "echo"]).await.data()["generation"], 3);
+    let run = user.run(&["--json=false", "plugins", "broken"]).await;
+    for part in [
+        "kept (file) at 2026-11-20T12:10:31Z",
+        "generation 2 has 1 streams",
+        "last error:\n  broken.lua:3: no such field\n    in serve (line 3)",
+        "1.25 s",
+    ] {
+        assert!(run.stdout.contains(part), "{part}: {}", run.stdout);
+    }
+    let error = user.run(&["plugins", "other"]).await.error();
+    assert_eq!(
+        (&error["code"], &error["hint"]),
+        (&json!("not_found"), &json!("see: pilotctl plugins"))
+    );
+    let published = MockDaemon::start(Behaviour::published());
+    let socket = published.socket();
+    let error = User::new(home.path(), &socket).run(&["plugins"]).await.error();
+    assert!(error["message"].as_str().expect("text").contains("knows no plugins"), "{error}");
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_is_a_failure_that_tells_all() {
+    let home = tempfile::tempdir().expect("temporary directory");
+    let daemon = MockDaemon::start(Behaviour::default());
+    let socket = daemon.socket();
+    let data = User::new(home.path(), &socket).run(&["reload"]).await.data();
+    assert_eq!(data["plugins"][0]["result"], "reloaded");
+    let daemon = MockDaemon::start(Behaviour { reload_fails: true, ..Behaviour::default() });
+    let socket = daemon.socket();
+    let error = User::new(home.path(), &socket).run(&["reload"]).await.error();
+    assert_eq!(error["message"], "could not be reloaded: broken");
+    assert_eq!(error["reason"], "broken: broken.lua:3: no such field");
+    assert_eq!(error["hint"], "see: pilotctl plugins broken");
+    assert_eq!(error["data"]["plugins"][1]["result"], "unchanged");
+}
+
+#[tokio::test]
+async fn a_webhook_is_kept_and_applied() {
+    let home = tempfile::tempdir().expect("temporary directory");
+    let daemon = MockDaemon::start(Behaviour::default());
+    let socket = daemon.socket();
+    let user = User::new(home.path(), &socket);
+    let data = user.run(&["set-webhook", "https://h/x"]).await.data();
+    assert_eq!(data, json!({"webhook": "https://h/x", "applied": true}));
+    assert_eq!(user.run(&["config"]).await.data()["webhook"], "https://h/x");
+    let absent = User::new(home.path(), Path::new("/nonexistent/p.sock"));
+    let data = absent.run(&["clear-webhook"]).await.data();
+    assert_eq!(data, json!({"webhook": "", "applied": false}));
+    assert!(user.run(&["config"]).await.data()["webhook"].is_null());
+}

@@ -234,6 +234,40 @@ impl Client {
         self.json(&Command::SetWebhook(url), json::SET_WEBHOOK).await
     }
 
+    /// How all plugins and scripts stand: `plugins`, a list.
+    ///
+    /// # Errors
+    /// When the daemon knows no plugins, or has not started them yet.
+    pub async fn plugins(&self) -> Result<Value, Error> {
+        self.plugin("").await
+    }
+
+    /// How one plugin or script stands; everything there is to say.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub async fn plugin(&self, name: &str) -> Result<Value, Error> {
+        self.needs_plugins()?;
+        self.json(&Command::Plugins(name), json::PLUGINS).await
+    }
+
+    /// Has the daemon look at its configuration and the files of plugins and
+    /// scripts again. Gives what happened to each.
+    ///
+    /// # Errors
+    /// When the daemon knows no plugins, or has not started them yet.
+    pub async fn reload(&self) -> Result<Value, Error> {
+        self.needs_plugins()?;
+        self.json(&Command::Reload, json::RELOAD).await
+    }
+
+    fn needs_plugins(&self) -> Result<(), Error> {
+        if self.features().contains(Features::PLUGINS) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Unsupported, "the running daemon knows no plugins"))
+    }
+
     /// Switches task execution. Gives the registry's answer.
     ///
     /// # Errors

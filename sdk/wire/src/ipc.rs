@@ -46,8 +46,10 @@ impl Features {
     pub const LANE: Self = Self(16);
     /// [`Setting::Congestion`] is understood.
     pub const CONGESTION: Self = Self(32);
+    /// [`Command::Plugins`] and [`Command::Reload`] are answered.
+    pub const PLUGINS: Self = Self(64);
     /// Everything this version knows.
-    pub const ALL: Self = Self(63);
+    pub const ALL: Self = Self(127);
 
     /// Whether all of `other` is in here.
     pub const fn contains(self, other: Self) -> bool {

@@ -12,10 +12,11 @@ use super::super::handle;
 use super::*;
 use crate::control;
 use crate::control::tests::mock::{Mock, until};
+use crate::events::tests::Heard;
 use crate::identity::Identity;
 use crate::node::ready::{Notifier, ReadyList, Token};
 use crate::node::{self, DialFailure, Order};
-use crate::service::{LocalStream, Outgoing, StreamShared};
+use crate::service::{LocalStream, StreamShared};
 
 const PEER: NodeId = NodeId(2);
 
@@ -37,6 +38,7 @@ struct Rig {
     dialled: Arc<Mutex<Vec<Arc<StreamShared>>>>,
     path: PathBuf,
     pins: Pins,
+    said: Arc<Heard>,
     _tasks: JoinSet<()>,
     _dir: tempfile::TempDir,
 }
@@ -82,6 +84,7 @@ async fn rig(state: TrustState) -> Rig {
         }
     });
     let pins = Pins::default();
+    let said = Arc::new(Heard::default());
     let parts = TrustParts {
         file: TrustFile::at(path.clone()),
         state,
@@ -90,9 +93,22 @@ async fn rig(state: TrustState) -> Rig {
         node,
         control,
         handle: trust.clone(),
+        events: said.events(),
     };
     tasks.spawn(run(parts, inbox));
-    Rig { trust, mock, identity, asked, streams, dialled, path, pins, _tasks: tasks, _dir: dir }
+    Rig {
+        trust,
+        mock,
+        identity,
+        asked,
+        streams,
+        dialled,
+        path,
+        pins,
+        said,
+        _tasks: tasks,
+        _dir: dir,
+    }
 }
 
 impl Rig {
@@ -104,9 +120,11 @@ impl Rig {
     /// What was written to the stream dialled last.
     fn written(&self) -> Option<Message> {
         let shared = self.dialled.lock().unwrap().last()?.clone();
-        let Outgoing::Data(bytes) = shared.next_outgoing(usize::MAX) else { return None };
+        let mut pieces = Vec::new();
+        shared.take_outgoing(usize::MAX, &mut pieces);
+        let [bytes] = pieces.as_slice() else { return None };
         assert!(bytes.len() <= handshake::MAX_MESSAGE);
-        Some(serde_json::from_slice(&bytes).unwrap())
+        Some(serde_json::from_slice(bytes).unwrap())
     }
 
     fn was_asked(&self, asked: &Asked) -> bool {
@@ -193,6 +211,48 @@ async fn approval_is_written_permitted_reported_and_sent() {
     assert_eq!(rig.approve().await.unwrap()["status"], "approved");
     let reject = |answer| Command::Reject { node: PEER, reason: String::new(), answer };
     assert_eq!(rig.ask_for(reject).await.unwrap()["status"], "rejected");
+    // Once, and nothing of the request, which came through the registry.
+    assert_eq!(rig.said.all(), [Happening::HandshakeApproved { peer_node_id: PEER }]);
+}
+
+#[tokio::test]
+async fn requests_over_a_stream_are_told_of() {
+    let rig = rig(TrustState::default()).await;
+    let peer = Identity::generate().unwrap();
+    let request = |text: &str, offset: i64| {
+        let message = Message {
+            kind: Kind::Request,
+            node_id: PEER,
+            public_key: peer.public_key().to_string(),
+            justification: text.to_owned(),
+            signature: peer.sign(&handshake::challenge(PEER, NodeId(7))).to_string(),
+            reason: String::new(),
+            timestamp: i64::try_from(unix_now()).unwrap() + offset,
+        };
+        Command::Received { from: PEER, message, key: Some(peer.public_key().0) }
+    };
+    let (peer_node_id, why) = (PEER, || "why".to_owned());
+    rig.trust.send(request("why", 0)).await;
+    let reject = |answer| Command::Reject { node: PEER, reason: "no thanks".into(), answer };
+    rig.ask_for(reject).await.unwrap();
+    let expected = [
+        Happening::HandshakeReceived { justification: why(), peer_node_id },
+        Happening::HandshakePending { justification: why(), peer_node_id },
+        Happening::HandshakeRejected { peer_node_id, reason: "no thanks".into() },
+    ];
+    assert_eq!(rig.said.all(), expected);
+
+    rig.trust.request(PEER, "me too".into()).await.unwrap();
+    rig.trust.send(request("again", 1)).await;
+    until("trusted", || rig.pins.is_trusted(PEER)).await;
+    rig.trust.revoke(PEER).await.unwrap();
+    let reason = ApprovalReason::Mutual;
+    let expected = [
+        Happening::HandshakeReceived { justification: "again".into(), peer_node_id },
+        Happening::HandshakeAutoApproved { peer_node_id, reason },
+        Happening::TrustRevoked { peer_node_id },
+    ];
+    assert_eq!(rig.said.all()[3..], expected);
 }
 
 #[tokio::test]

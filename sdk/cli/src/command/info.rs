@@ -54,6 +54,8 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
     ];
     let udp = info.extra.get("udp");
     fields.extend(udp.and_then(batches).map(|text| ("datagrams", text)));
+    fields.extend(info.extra.get("plugins").and_then(plugins).map(|text| ("plugins", text)));
+    fields.extend(info.extra.get("events").and_then(events).map(|text| ("events", text)));
     let mut text = cx.out.fields(&fields);
     if let Some(shortfall) = udp.and_then(|u| u["buffer_shortfall"].as_str()) {
         text.push_str(&format!("\n\n{} {}", cx.out.bad("warning:"), printable_line(shortfall)));
@@ -65,6 +67,37 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
         text.push_str(&format!("\n\n{}", connections::table(cx, &info.conn_list)));
     }
     Ok(Answer::new(data, text))
+}
+
+/// How many plugins and scripts run, and which do not as they should.
+fn plugins(list: &Value) -> Option<String> {
+    let list = list.as_array().filter(|list| !list.is_empty())?;
+    let running = list.iter().filter(|p| p["state"] == "running").count();
+    let mut parts = vec![format!("{running} running")];
+    for state in ["failed", "backing-off", "over-budget"] {
+        let names: Vec<_> = list
+            .iter()
+            .filter(|p| p["state"] == state)
+            .filter_map(|p| p["name"].as_str().map(printable_line))
+            .collect();
+        if !names.is_empty() {
+            parts.push(format!("{state}: {}", names.join(" ")));
+        }
+    }
+    Some(parts.join(", "))
+}
+
+/// What became of events.
+fn events(journal: &Value) -> Option<String> {
+    let mut parts = vec![format!("{} emitted", journal["emitted"].as_u64()?)];
+    if let Some(lost) = journal["lost"].as_u64().filter(|lost| *lost > 0) {
+        parts.push(format!("{lost} lost"));
+    }
+    for sink in journal["sinks"].as_array().into_iter().flatten() {
+        let name = printable_line(sink["sink"].as_str().unwrap_or_default());
+        parts.push(format!("{} waiting for {name}", sink["waiting"].as_u64().unwrap_or_default()));
+    }
+    Some(parts.join(", "))
 }
 
 /// How well the socket under the tunnels batches; not every daemon tells.

@@ -36,6 +36,8 @@ pub struct Behaviour {
     pub exchange: bool,
     /// Own node number.
     pub node: u32,
+    /// Whether a reload keeps an old version of plugin `broken`.
+    pub reload_fails: bool,
 }
 
 impl Default for Behaviour {
@@ -47,6 +49,7 @@ impl Default for Behaviour {
             large_files: true,
             exchange: true,
             node: 1,
+            reload_fails: false,
         }
     }
 }

@@ -394,6 +394,15 @@ impl State {
                 (json::SET_TAGS, json!({"type":"set_tags_ok","node_id":node,"tags":tags}))
             }
             Command::SetWebhook(url) => (json::SET_WEBHOOK, json!({ "webhook": url })),
+            Command::Plugins("") => {
+                (json::PLUGINS, json!({"plugins": [plugin("broken"), plugin("echo")]}))
+            }
+            Command::Plugins(name @ ("broken" | "echo")) => (json::PLUGINS, plugin(name)),
+            Command::Plugins(name) => {
+                let text = format!("plugins: there is no plugin or script {name:?}");
+                return me.error(tag, ErrorCode::NOT_FOUND, &text);
+            }
+            Command::Reload => (json::RELOAD, reload(self.behaviour.reload_fails)),
             Command::SetTaskExec { enabled } => (
                 json::SET_TASK_EXEC,
                 json!({"type":"set_task_exec_ok","node_id":node,"task_exec":enabled}),
@@ -464,4 +473,35 @@ impl State {
             "conn_list": conns, "version": "mock",
         })
     }
+}
+
+/// How a plugin of the mock stands.
+fn plugin(name: &str) -> Value {
+    let broken = name == "broken";
+    let error = broken.then_some("broken.lua:3: no such field\n  in serve (line 3)");
+    json!({
+        "name": name, "kind": if broken { "script" } else { "library" },
+        "description": "of the mock",
+        "provides": {
+            "services": [{"name": name, "ports": [if broken { 2000 } else { 7 }], "datagrams": false}],
+            "rules": [], "sinks": [],
+        },
+        "file": format!("/plugins/{name}"), "sha256": "ab", "version": "1.0.0",
+        "generation": 3, "isolation": "none",
+        "state": if broken { "backing-off" } else { "running" },
+        "since_ms": 1_795_176_631_000_u64, "streams": 2, "streams_total": 5, "errors": 1,
+        "last_error": error, "cpu_ms": 1250, "calls": 9, "queue": 0, "memory": null,
+        "draining": [{"generation": 2, "streams": 1}], "hung": 0,
+        "last_reload": {"at_ms": 1_795_176_631_000_u64, "cause": "file", "result": "kept", "error": error},
+        "sink_status": {},
+    })
+}
+
+fn reload(fails: bool) -> Value {
+    let error = fails.then_some("broken.lua:3: no such field\n  in serve (line 3)");
+    let result = if fails { "kept" } else { "reloaded" };
+    json!({"plugins": [
+        {"name": "broken", "result": result, "generation": 3, "error": error},
+        {"name": "echo", "result": "unchanged", "generation": 1},
+    ]})
 }

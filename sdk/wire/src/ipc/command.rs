@@ -27,6 +27,8 @@ const SET: u8 = 0x4B;
 const LANE_TAKE: u8 = 0x4D;
 const LANE_BEGIN: u8 = 0x4E;
 const LANE_KICK: u8 = 0x4F;
+const PLUGINS: u8 = 0x50;
+const RELOAD: u8 = 0x52;
 
 /// A message from a client; data and text borrow from the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +143,11 @@ pub enum Command<'a> {
         /// Connection ID.
         connection: u32,
     },
+    /// How a plugin or script stands; all of them without a name. Answer: JSON.
+    Plugins(&'a str),
+    /// Look at the configuration and the files of plugins and scripts again.
+    /// Answer: JSON.
+    Reload,
 }
 
 /// Sub-commands of [`Command::Handshake`].
@@ -286,6 +293,8 @@ impl<'a> Command<'a> {
             LANE_KICK => {
                 Self::LaneKick { connection: r.u32().ok_or(missing("lane kick", "conn_id"))? }
             }
+            PLUGINS => Self::Plugins(text(payload, "plugins", "name")?),
+            RELOAD => Self::Reload,
             other => return Err(CommandError::Unknown(other)),
         })
     }
@@ -351,6 +360,8 @@ impl<'a> Command<'a> {
             Self::LaneKick { connection } => {
                 put_message(out, LANE_KICK, |o| o.extend(connection.to_be_bytes()));
             }
+            Self::Plugins(name) => put_text(out, PLUGINS, name),
+            Self::Reload => put_message(out, RELOAD, |_| {}),
         }
     }
 }

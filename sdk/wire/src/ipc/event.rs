@@ -42,6 +42,10 @@ pub mod json {
     pub const SET_WEBHOOK: u8 = 0x1C;
     /// Answer to set task execution.
     pub const SET_TASK_EXEC: u8 = 0x1E;
+    /// Answer to plugins.
+    pub const PLUGINS: u8 = 0x51;
+    /// Answer to reload.
+    pub const RELOAD: u8 = 0x53;
 }
 
 /// A message from the daemon; data, text and JSON borrow from the message.
@@ -255,6 +259,7 @@ impl<'a> Event<'a> {
 
 const fn is_json(code: u8) -> bool {
     code >= json::INFO && code <= json::SET_TASK_EXEC && code.is_multiple_of(2)
+        || matches!(code, json::PLUGINS | json::RELOAD)
 }
 
 /// Outer `None`: malformed. Inner `None`: no such code.
