@@ -8,6 +8,7 @@
 //! a child process) and `lua`. The `manager` decides what runs.
 
 mod instance;
+mod lua;
 mod platform;
 mod stream;
 
@@ -15,5 +16,6 @@ pub use instance::{
     Backend, BoxFuture, Context, Failure, Incident, Instance, KeyValue, Limits, Observer,
     StartError, Stats, StoreError,
 };
+pub use lua::{LuaError, open_lua, open_lua_source};
 pub use platform::{CallError, Platform, PortService};
 pub use stream::{BoxStream, HostStream};
