@@ -70,7 +70,7 @@ impl Guard {
     /// Watches `lua` from now on.
     pub(super) fn watch(self: &Arc<Self>, lua: &Lua) {
         let guard = Arc::clone(self);
-        lua.set_interrupt(move |_| guard.tick().map(|()| VmState::Continue));
+        lua.set_interrupt(move |lua| guard.tick(lua).map(|()| VmState::Continue));
     }
 
     pub(super) fn set_limit(&self, limit: Duration) {
@@ -79,9 +79,9 @@ impl Guard {
     }
 
     /// Raises when the time is over. For what must not swallow that.
-    pub(super) fn check(&self) -> mlua::Result<()> {
+    pub(super) fn check(&self, lua: &Lua) -> mlua::Result<()> {
         if self.expired.load(Ordering::Relaxed) || self.gauge.halted() {
-            return Err(self.error());
+            return Err(self.error(lua));
         }
         Ok(())
     }
@@ -156,8 +156,8 @@ impl Guard {
         self.gauge.note_memory(before, now);
     }
 
-    fn tick(&self) -> mlua::Result<()> {
-        self.check()?;
+    fn tick(&self, lua: &Lua) -> mlua::Result<()> {
+        self.check(lua)?;
         let calls = self.calls.load(Ordering::Relaxed).wrapping_add(1);
         self.calls.store(calls, Ordering::Relaxed);
         if !calls.is_multiple_of(CALLS) {
@@ -178,18 +178,22 @@ impl Guard {
             return Ok(());
         }
         self.expired.store(true, Ordering::Relaxed);
-        Err(self.error())
+        Err(self.error(lua))
     }
 
-    fn error(&self) -> Error {
-        if self.gauge.halted() {
-            return Error::runtime("the script is being stopped");
+    /// With the place where the script is; the machine itself leaves out the
+    /// function that is interrupted.
+    fn error(&self, lua: &Lua) -> Error {
+        let text = if self.gauge.halted() {
+            "the script is being stopped".to_owned()
+        } else {
+            let limit = Duration::from_nanos(self.limit.load(Ordering::Relaxed));
+            format!("stopped after {} ms of processor time without waiting", limit.as_millis())
+        };
+        match lua.traceback(Some(&text), 0) {
+            Ok(trace) => Error::runtime(trace.to_string_lossy()),
+            Err(_) => Error::runtime(text),
         }
-        let limit = Duration::from_nanos(self.limit.load(Ordering::Relaxed));
-        Error::runtime(format!(
-            "stopped after {} ms of processor time without waiting",
-            limit.as_millis()
-        ))
     }
 }
 
@@ -209,7 +213,7 @@ pub(super) fn turn<T>(
     guard.enter(callback);
     let result = call();
     let expired = guard.leave(lua);
-    if expired && result.is_ok() { Err(guard.error()) } else { result }
+    if expired && result.is_ok() { Err(guard.error(lua)) } else { result }
 }
 
 /// A coroutine under the guard: each time it goes on is one turn.
@@ -236,7 +240,7 @@ impl<T, F: Future<Output = mlua::Result<T>> + Unpin> Future for Guarded<F> {
         let expired = this.guard.leave(&this.lua);
         match poll {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            _ if expired => Poll::Ready(Err(this.guard.error())),
+            _ if expired => Poll::Ready(Err(this.guard.error(&this.lua))),
             poll => poll,
         }
     }

@@ -25,6 +25,8 @@ use crate::stream::BoxStream;
 /// Threads of a service, so that a stream that computes does not hold up all
 /// others. A rule or a sink has one, and with it one set of variables.
 const SERVICE_THREADS: usize = 2;
+/// Time without waiting after which a thread is given streams last.
+const COMPUTES: Duration = Duration::from_millis(50);
 
 /// A running script.
 pub(super) struct ScriptInstance {
@@ -112,9 +114,16 @@ impl ScriptInstance {
         Ok(())
     }
 
-    /// The thread with the fewest streams.
+    /// The thread with the fewest streams, of those that do not compute.
     fn least_busy(&self) -> Option<&Thread> {
-        self.threads.iter().min_by_key(|thread| thread.gauge.streams.load(Ordering::Relaxed))
+        let now = Instant::now();
+        self.threads.iter().min_by_key(|thread| {
+            let computes = thread
+                .gauge
+                .running()
+                .is_some_and(|(_, since)| now.saturating_duration_since(since) > COMPUTES);
+            (computes, thread.gauge.streams.load(Ordering::Relaxed))
+        })
     }
 
     fn open_streams(&self) -> usize {

@@ -171,7 +171,7 @@ fn close(lua: &Lua, live: &Arc<Live>, guard: &Arc<Guard>, config: &Json) -> mlua
 
     let check = {
         let guard = Arc::clone(guard);
-        lua.create_function(move |_, ()| guard.check())?
+        lua.create_function(move |lua, ()| guard.check(lua))?
     };
     let text = {
         let live = Arc::clone(live);

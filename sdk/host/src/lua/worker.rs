@@ -225,8 +225,11 @@ impl Worker {
         let gauge = Arc::clone(&self.gauge);
         let (own, ours) = (Arc::clone(&vm), Arc::clone(&link));
         self.spawn(&vm, Some(link), async move {
-            let _counted = Counted(gauge);
-            match own.finish(running).await {
+            let counted = Counted(gauge);
+            let result = own.finish(running).await;
+            // Whoever sees the end of the stream finds it counted no more.
+            drop(counted);
+            match result {
                 Ok(_) => ours.close(),
                 Err(error) => {
                     ours.reset("the script failed");
