@@ -28,6 +28,7 @@ mod ping;
 mod received;
 mod recv;
 mod reject;
+mod script;
 mod send;
 mod send_file;
 mod send_message;
@@ -76,6 +77,8 @@ pub(crate) static COMMANDS: &[Spec] = &[
     received::SPEC,
     inbox::SPEC,
     bench::SPEC,
+    script::CHECK,
+    script::RUN,
     context::SPEC,
     completions::SPEC,
     daemon_run::SPEC,

@@ -10,6 +10,7 @@
 mod instance;
 mod lua;
 mod platform;
+pub mod script_tool;
 mod stream;
 
 pub use instance::{

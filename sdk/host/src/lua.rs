@@ -25,6 +25,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use pilot_plugin::Manifest;
 use serde_json::Value as Json;
@@ -41,6 +42,9 @@ use vm::Vm;
 const MAX_SOURCE: usize = 4 << 20;
 /// Stack of a thread that runs scripts: the machine may nest 200 calls from C.
 const STACK: usize = 8 << 20;
+
+/// Processor time for evaluating a script to learn what it declares.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// Why a file is no script that can run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,7 +119,7 @@ pub fn open_lua_source(name: &str, source: &[u8]) -> Result<Arc<dyn Backend>, Lu
         return Err(not_source("this is not UTF-8 text; scripts are Lua source text".into()));
     }
     let script = Arc::new(Source { name: name.to_owned(), text: source.to_vec() });
-    let limits = Limits::default();
+    let limits = Limits { start: PROBE, ..Limits::default() };
     let probe = Arc::clone(&script);
     // On a thread of its own, for the stack: the caller's may be small.
     let probed = thread::Builder::new()

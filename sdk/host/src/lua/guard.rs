@@ -134,6 +134,10 @@ impl Guard {
         self.look.store(now.saturating_add(self.limit.load(Ordering::Relaxed)), Ordering::Relaxed);
         self.cpu.store(0, Ordering::Relaxed);
         self.expired.store(false, Ordering::Relaxed);
+        self.note_cpu(now);
+    }
+
+    fn note_cpu(&self, now: u64) {
         if now.saturating_sub(self.noted.load(Ordering::Relaxed)) > NOTE {
             self.noted.store(now, Ordering::Relaxed);
             self.gauge.note_cpu();
@@ -167,6 +171,7 @@ impl Guard {
             self.cpu.store(self.gauge.note_cpu(), Ordering::Relaxed);
         }
         let now = gauge::now();
+        self.note_cpu(now);
         if now < self.look.load(Ordering::Relaxed) {
             return Ok(());
         }

@@ -160,6 +160,8 @@ impl Vm {
 fn close(lua: &Lua, live: &Arc<Live>, guard: &Arc<Guard>, config: &Json) -> mlua::Result<Function> {
     let globals = lua.globals();
     api::install(lua, live, guard)?;
+    let empty = Json::Object(serde_json::Map::new());
+    let config = if config.is_null() { &empty } else { config };
     globals.set("config", value::from_json_frozen(lua, config)?)?;
 
     let debug: mlua::Table = globals.get("debug")?;

@@ -5,8 +5,11 @@ mod support;
 
 mod api;
 mod declaration;
+mod docs;
 mod hostile;
 mod life;
+mod ready;
+mod tool;
 
 use std::sync::Arc;
 
