@@ -41,12 +41,15 @@ pub fn main(words: Vec<String>) -> ExitCode {
     };
     // What a script logs goes where it does not mix with what it writes.
     let log = tracing_subscriber::fmt()
+        .with_env_filter("warn,pilot::script=debug")
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .with_target(false)
         .without_time()
         .finish();
-    let result = tracing::subscriber::with_default(log, || options.execute());
-    match result {
+    // There may be one already, where this is not called by a program of ours.
+    let _ = tracing::subscriber::set_global_default(log);
+    match options.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) if options.json => {
             let code = "invalid_argument";

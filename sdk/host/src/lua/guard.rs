@@ -5,14 +5,17 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mlua::{Error, Lua, Thread, VmState};
 
+use tokio::task::AbortHandle;
+
 use super::gauge::{self, Callback, Gauge};
+use super::live::lock;
 
 /// Calls and loop turns between two looks at the clock. One of them can take
 /// 0.3 s (a search through a string as large as the memory), so not more.
@@ -47,6 +50,8 @@ pub(super) struct Guard {
     worn: AtomicBool,
     /// Nothing runs in this machine any more.
     dead: AtomicBool,
+    /// What the script began by `spawn`.
+    spawned: Mutex<Vec<AbortHandle>>,
 }
 
 impl Guard {
@@ -64,6 +69,7 @@ impl Guard {
             expired: AtomicBool::new(false),
             worn: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            spawned: Mutex::default(),
         })
     }
 
@@ -103,6 +109,22 @@ impl Guard {
     /// Ends all that runs in this machine, each when it would go on.
     pub(super) fn kill(&self) {
         self.dead.store(true, Ordering::Relaxed);
+        for task in lock(&self.spawned).drain(..) {
+            task.abort();
+        }
+    }
+
+    /// Has `task` end when the machine does. Refuses when there are `most`.
+    pub(super) fn own(&self, most: usize, task: impl FnOnce() -> AbortHandle) -> bool {
+        let mut spawned = lock(&self.spawned);
+        if spawned.len() >= most {
+            spawned.retain(|task| !task.is_finished());
+        }
+        if spawned.len() >= most {
+            return false;
+        }
+        spawned.push(task());
+        true
     }
 
     /// Lets others have a turn when it is time; every operation that may not

@@ -25,6 +25,8 @@ use crate::stream::BoxStream;
 /// Threads of a service, so that a stream that computes does not hold up all
 /// others. A rule or a sink has one, and with it one set of variables.
 const SERVICE_THREADS: usize = 2;
+/// Longest time that is waited for anything.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 /// Time without waiting after which a thread is given streams last.
 const COMPUTES: Duration = Duration::from_millis(50);
 
@@ -49,7 +51,7 @@ impl ScriptInstance {
     pub(super) fn start(live: &Arc<Live>, kind: Kind, config: &Json) -> Result<Self, StartError> {
         let count = if kind == Kind::Service { SERVICE_THREADS } else { 1 };
         let config = Arc::new(config.clone());
-        let limit = live.limits.start;
+        let limit = live.limits.start.min(LONGEST);
         let deadline = Instant::now() + limit;
         let mut instance = Self {
             live: Arc::clone(live),
@@ -200,7 +202,7 @@ impl Instance for ScriptInstance {
 
     fn drain(&self, deadline: Duration) {
         self.draining.store(true, Ordering::Release);
-        let at = tokio::time::Instant::now() + deadline;
+        let at = tokio::time::Instant::now() + deadline.min(LONGEST);
         for thread in &self.threads {
             thread.phase.send_replace(Phase::Draining(at));
         }

@@ -64,7 +64,9 @@ impl Live {
     pub(super) fn fail(&self, error: &ScriptError) {
         let text = error.to_string();
         self.errors.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(target: "pilot::script", script = self.name(), "{text}");
+        if self.may_log().is_some() {
+            tracing::warn!(target: "pilot::script", script = self.name(), "{text}");
+        }
         *lock(&self.last_error) = Some(text.clone());
         self.tell(Incident::Failed { text });
     }

@@ -155,6 +155,14 @@ impl Vm {
     }
 }
 
+impl Drop for Vm {
+    /// Nothing that was given to this machine is left; what the script began
+    /// by itself ends with it.
+    fn drop(&mut self) {
+        self.guard.kill();
+    }
+}
+
 /// Gives the machine its functions, takes what must not be there, and closes
 /// it. Gives the traceback of a coroutine.
 fn close(lua: &Lua, live: &Arc<Live>, guard: &Arc<Guard>, config: &Json) -> mlua::Result<Function> {

@@ -20,12 +20,12 @@ use pilot_wire::{Address, NodeId, SocketAddress};
 use serde_json::{Map, Value, json};
 
 /// Longer than anything takes that works.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes that a stream takes before its writer has to wait.
-pub const WINDOW: usize = 1 << 20;
+pub(crate) const WINDOW: usize = 1 << 20;
 
 /// Waits until `condition` holds.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "still not: {what}");
@@ -34,12 +34,12 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The address `0:0000.0000.NNNN`.
-pub fn address(node: u32) -> Address {
+pub(crate) fn address(node: u32) -> Address {
     Address { network: 0, node: NodeId(node) }
 }
 
 /// Runs a future of the host on the calling thread.
-pub fn wait<T>(future: BoxFuture<T>) -> T {
+pub(crate) fn wait<T>(future: BoxFuture<T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime
         .block_on(async { tokio::time::timeout(PATIENCE, future).await })
@@ -47,7 +47,7 @@ pub fn wait<T>(future: BoxFuture<T>) -> T {
 }
 
 /// A join request of node 7.
-pub fn request(rule: &str) -> JoinRequest {
+pub(crate) fn request(rule: &str) -> JoinRequest {
     JoinRequest {
         rule: rule.into(),
         network: 5,
@@ -97,17 +97,17 @@ struct Near {
 }
 
 /// The other end of a stream, for the test.
-pub struct Far(Arc<Shared>);
+pub(crate) struct Far(Arc<Shared>);
 
 /// A stream that came in on `port`, and its far end.
-pub fn stream(remote: SocketAddress, port: u16) -> (BoxStream, Far) {
+pub(crate) fn stream(remote: SocketAddress, port: u16) -> (BoxStream, Far) {
     let shared = Arc::new(Shared::default());
     let near = Near { shared: Arc::clone(&shared), remote, port };
     (Box::new(near), Far(shared))
 }
 
 /// A stream of node 7 to port 2000.
-pub fn any_stream() -> (BoxStream, Far) {
+pub(crate) fn any_stream() -> (BoxStream, Far) {
     stream(address(7).port(49_152), 2000)
 }
 
@@ -181,27 +181,27 @@ impl Drop for Near {
 
 impl Far {
     /// Sends without waiting.
-    pub fn send(&self, data: impl Into<Bytes>) {
+    pub(crate) fn send(&self, data: impl Into<Bytes>) {
         let mut pipe = self.0.pipe();
         pipe.inbound.push_back(data.into());
         Self::wake(pipe.reader.take());
     }
 
     /// Sends when fewer than `most` pieces wait.
-    pub fn send_when_room(&self, data: Bytes, most: usize) {
+    pub(crate) fn send_when_room(&self, data: Bytes, most: usize) {
         drop(self.until("room", |pipe| pipe.inbound.len() < most));
         self.send(data);
     }
 
     /// Sends no more.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         let mut pipe = self.0.pipe();
         pipe.inbound_ended = true;
         Self::wake(pipe.reader.take());
     }
 
     /// Breaks the stream for the near end.
-    pub fn break_with(&self, reason: &str) {
+    pub(crate) fn break_with(&self, reason: &str) {
         let mut pipe = self.0.pipe();
         pipe.broken = Some(reason.into());
         Self::wake(pipe.reader.take());
@@ -209,7 +209,7 @@ impl Far {
     }
 
     /// Waits for `length` bytes.
-    pub fn receive(&self, length: usize) -> Vec<u8> {
+    pub(crate) fn receive(&self, length: usize) -> Vec<u8> {
         let mut got = Vec::new();
         while got.len() < length {
             let mut pipe = self.until("more data", |pipe| {
@@ -232,7 +232,7 @@ impl Far {
     }
 
     /// Waits for the end and gives all that came; panics when it was reset.
-    pub fn receive_all(&self) -> Vec<u8> {
+    pub(crate) fn receive_all(&self) -> Vec<u8> {
         let mut got = Vec::new();
         loop {
             let mut pipe = self.until("the end", |pipe| {
@@ -251,18 +251,18 @@ impl Far {
     }
 
     /// As [`Far::receive_all`], as text.
-    pub fn receive_text(&self) -> String {
+    pub(crate) fn receive_text(&self) -> String {
         String::from_utf8(self.receive_all()).unwrap()
     }
 
     /// Waits until the stream is reset; gives the reason.
-    pub fn reset_reason(&self) -> String {
+    pub(crate) fn reset_reason(&self) -> String {
         let pipe = self.until("a reset", |pipe| pipe.reset.is_some());
         pipe.reset.clone().unwrap()
     }
 
     /// Whether it was reset.
-    pub fn was_reset(&self) -> bool {
+    pub(crate) fn was_reset(&self) -> bool {
         self.0.pipe().reset.is_some()
     }
 
@@ -288,29 +288,29 @@ impl Far {
 
 /// What a script or plugin did to its surroundings.
 #[derive(Default)]
-pub struct World {
+pub(crate) struct World {
     /// Events that were emitted.
-    pub events: Mutex<Vec<(String, Map<String, Value>)>>,
+    pub(crate) events: Mutex<Vec<(String, Map<String, Value>)>>,
     /// Methods that were called.
-    pub calls: Mutex<Vec<(String, Value)>>,
+    pub(crate) calls: Mutex<Vec<(String, Value)>>,
     /// Far ends of streams that were dialled, with where to.
-    pub dialled: Mutex<Vec<(String, Far)>>,
+    pub(crate) dialled: Mutex<Vec<(String, Far)>>,
     /// What went wrong.
-    pub incidents: Mutex<Vec<Incident>>,
+    pub(crate) incidents: Mutex<Vec<Incident>>,
     store: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
 /// Bytes that the store takes.
-pub const QUOTA: usize = 64 << 10;
+pub(crate) const QUOTA: usize = 64 << 10;
 
 impl World {
     /// A new one.
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }
 
     /// A context for an instance, with these grants.
-    pub fn context(
+    pub(crate) fn context(
         self: &Arc<Self>,
         name: &str,
         limits: Limits,
@@ -328,7 +328,7 @@ impl World {
     }
 
     /// The texts of all failures.
-    pub fn failures(&self) -> Vec<String> {
+    pub(crate) fn failures(&self) -> Vec<String> {
         let incidents = self.incidents.lock().unwrap();
         incidents
             .iter()

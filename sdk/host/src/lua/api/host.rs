@@ -2,7 +2,7 @@
 //! for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use mlua::{Error, Function, Lua, MultiValue, Table, Value};
 
@@ -64,12 +64,11 @@ pub(super) fn install(lua: &Lua, api: &Api) -> mlua::Result<()> {
         })?,
     )?;
     let own = api.clone();
-    let count = Arc::new(AtomicUsize::new(0));
     globals.set(
         "spawn",
         lua.create_function(move |lua, (function, args): (Function, MultiValue)| {
             own.context("spawn")?;
-            spawn(lua, &own, &count, function, args)
+            spawn(lua, &own, function, args)
         })?,
     )
 }
@@ -102,18 +101,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-fn spawn(
-    lua: &Lua,
-    api: &Api,
-    count: &Arc<AtomicUsize>,
-    function: Function,
-    args: MultiValue,
-) -> mlua::Result<()> {
-    if count.load(Ordering::Relaxed) >= MAX_SPAWNED {
-        return Err(Error::runtime(format!(
-            "spawn: {MAX_SPAWNED} functions are under way already"
-        )));
-    }
+fn spawn(lua: &Lua, api: &Api, function: Function, args: MultiValue) -> mlua::Result<()> {
     let thread = lua.create_thread(function)?;
     let inner = thread.clone().into_async::<()>(args)?;
     let running = Guarded {
@@ -123,17 +111,20 @@ fn spawn(
         thread,
         inner,
     };
-    count.fetch_add(1, Ordering::Relaxed);
-    let (live, guard, count) = (Arc::clone(&api.live), Arc::clone(&api.guard), Arc::clone(count));
-    // Ends with the instance, whose thread ends its tasks.
-    tokio::task::spawn_local(async move {
-        if let Err(error) = running.await {
-            if is_out_of_memory(&error) {
-                guard.wear();
+    let (live, guard) = (Arc::clone(&api.live), Arc::clone(&api.guard));
+    let begun = api.guard.own(MAX_SPAWNED, || {
+        let task = tokio::task::spawn_local(async move {
+            if let Err(error) = running.await {
+                if is_out_of_memory(&error) {
+                    guard.wear();
+                }
+                live.fail(&ScriptError::of(&error, &live.source.name));
             }
-            live.fail(&ScriptError::of(&error, &live.source.name));
-        }
-        count.fetch_sub(1, Ordering::Relaxed);
+        });
+        task.abort_handle()
     });
-    Ok(())
+    if begun {
+        return Ok(());
+    }
+    Err(Error::runtime(format!("spawn: {MAX_SPAWNED} functions are under way already")))
 }
