@@ -12,11 +12,13 @@ mod files;
 mod instance;
 pub mod journal;
 mod loaders;
+mod lua;
 mod manager;
 mod native;
 mod platform;
 mod process;
 mod schema;
+pub mod script_tool;
 mod settings;
 mod store;
 mod stream;
@@ -27,6 +29,7 @@ pub use instance::{
     StartError, Stats, StoreError,
 };
 pub use loaders::Loaders;
+pub use lua::{LuaError, open_lua, open_lua_source};
 pub use manager::{
     Deliver, DrainingStatus, FileKind, LastReload, Loader, Manager, ManagerError, ManagerOptions,
     PluginReload, PluginStatus, Provides, ReloadReport, ReloadResult, ServiceStatus, SinkHandle,
