@@ -14,31 +14,43 @@ const REMEMBERED: usize = 8192;
 /// Longest hostname of a registry, in bytes.
 const LONGEST: usize = 63;
 
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    address: Option<Address>,
+    /// Forgotten from this second on.
+    until: u64,
+    number: u64,
+}
+
 /// Remembered answers.
 #[derive(Debug, Default)]
 pub(crate) struct Hostnames {
-    known: HashMap<Box<str>, (Option<Address>, u64)>,
-    /// In the order in which they came; one name may be in it twice.
+    known: HashMap<Box<str>, Known>,
+    /// Names and numbers of answers in the order in which they came; one name
+    /// may be in it twice.
     order: VecDeque<(Box<str>, u64)>,
+    next: u64,
 }
 
 impl Hostnames {
     /// What is known of a hostname: an address, that there is none, or nothing.
     #[expect(clippy::option_option, reason = "that there is none is knowledge")]
     pub(crate) fn get(&self, name: &str, now: u64) -> Option<Option<Address>> {
-        let (address, until) = self.known.get(name)?;
+        let Known { address, until, .. } = self.known.get(name)?;
         (now < *until).then_some(*address)
     }
 
     /// Remembers an answer of the registry.
     pub(crate) fn put(&mut self, name: &str, address: Option<Address>, now: u64) {
         let until = now.saturating_add(if address.is_some() { FOUND } else { NOT_FOUND });
-        self.known.insert(name.into(), (address, until));
-        self.order.push_back((name.into(), until));
+        let number = self.next;
+        self.next += 1;
+        self.known.insert(name.into(), Known { address, until, number });
+        self.order.push_back((name.into(), number));
         while self.order.len() > REMEMBERED {
-            let Some((name, until)) = self.order.pop_front() else { return };
+            let Some((name, number)) = self.order.pop_front() else { return };
             // A newer answer has a place of its own.
-            if self.known.get(&name).is_some_and(|(_, newest)| *newest == until) {
+            if self.known.get(&name).is_some_and(|newest| newest.number == number) {
                 self.known.remove(&name);
             }
         }
