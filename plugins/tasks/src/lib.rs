@@ -423,10 +423,11 @@ impl State {
     /// Cancels tasks that nobody has answered in time.
     async fn cancel_unanswered(&self, folder: &Arc<Folder>) -> Result<(), Error> {
         let unix = unix_now();
-        let all = self.unanswered.borrow();
-        let due = all.iter().filter(|(_, at)| **at <= unix).map(|(id, _)| id.clone());
-        let due: Vec<_> = due.take(CANCEL).collect();
-        drop(all);
+        let due: Vec<_> = {
+            let all = self.unanswered.borrow();
+            let due = all.iter().filter(|(_, at)| **at <= unix);
+            due.map(|(id, _)| id.clone()).take(CANCEL).collect()
+        };
         if due.is_empty() {
             return Ok(());
         }
