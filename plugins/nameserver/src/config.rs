@@ -30,7 +30,7 @@ pub(crate) struct Config {
     #[schemars(range(min = 1, max = 10_000_000))]
     pub(crate) max_records: usize,
     /// Records and kept names of one identity; more are refused.
-    #[schemars(range(min = 1, max = 4096))]
+    #[schemars(range(min = 1, max = 1024))]
     pub(crate) per_node: usize,
     /// A file of records in the published JSON form: read at the start, written
     /// after changes.

@@ -249,13 +249,15 @@ impl Session {
 
     fn tell(&mut self, state: &State, note: Note) {
         match note {
-            Note::Registered { name, value } => state.tell_registered(&name, value),
+            Note::Registered { name, value } => {
+                state.tell_registered(&name, value, &self.peer.address.to_string());
+            }
             Note::Refused { name, reason } => {
                 state.host.count("refused", 1);
                 self.refused = self.refused.saturating_add(1);
                 if self.refused <= REFUSED_EVENTS {
-                    let (reason, peer) = (reason.to_string(), self.peer.address);
-                    let data = json!({ "name": name, "reason": reason, "peer": peer });
+                    let (reason, from) = (reason.to_string(), self.peer.address);
+                    let data = json!({ "name": name, "reason": reason, "from": from });
                     state.emit("name.refused", &data);
                 }
             }
@@ -325,16 +327,15 @@ impl State {
         address
     }
 
-    fn tell_registered(&self, name: &str, value: Value) {
+    fn tell_registered(&self, name: &str, value: Value, from: &str) {
         self.host.count("registered", 1);
-        let kind = value.kind();
-        let data = match value {
-            Value::A(address) => json!({ "name": name, "kind": kind, "address": address }),
-            Value::N(network) => json!({ "name": name, "kind": kind, "network": network }),
-            Value::S { address, network, port } => json!({
-                "name": name, "kind": kind, "address": address, "network": network, "port": port,
-            }),
+        let stands_for = match value {
+            Value::A(address) => address.to_string(),
+            Value::N(network) => network.to_string(),
+            Value::S { address, port, .. } => address.port(port).to_string(),
         };
+        let record = value.kind();
+        let data = json!({ "name": name, "record": record, "address": stands_for, "from": from });
         self.emit("name.registered", &data);
     }
 
@@ -376,7 +377,9 @@ async fn keep_own_name(state: Rc<State>) {
                     server.zone.settle();
                     drop(server);
                     match done {
-                        Ok(true) => state.tell_registered(name, Value::A(address)),
+                        Ok(true) => {
+                            state.tell_registered(name, Value::A(address), &address.to_string());
+                        }
                         Ok(false) => {}
                         Err(why) if taken.as_deref() != Some(name) => {
                             let text = format!("this node's hostname is not registered: {why}");

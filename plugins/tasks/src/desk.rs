@@ -77,6 +77,8 @@ pub(crate) struct Done {
     pub(crate) contents: Vec<u8>,
     /// What the executor earns.
     pub(crate) reward: i64,
+    /// The submitter's address, in the task file.
+    pub(crate) from: String,
 }
 
 /// Takes results into the file of a task that we submitted.
@@ -118,7 +120,7 @@ pub(crate) fn complete(
     file.time_staged_ms = results.time_staged_ms;
     file.time_cpu_ms = worked;
     let reward = tasks::reward(worked, results.time_idle_ms, results.time_staged_ms);
-    Ok(Done { name, contents, reward })
+    Ok(Done { name, contents, reward, from: file.from.clone() })
 }
 
 /// What is to be done about a task that somebody submitted to us.

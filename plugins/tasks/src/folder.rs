@@ -80,15 +80,17 @@ impl Folder {
         }
     }
 
-    /// Takes a status of a task that we submitted.
+    /// Takes a status of a task that we submitted; gives the submitter's address
+    /// in its file.
     ///
     /// # Errors
     /// When it does not count.
-    pub(crate) fn update(&self, update: &StatusUpdate, node: NodeId) -> Result<(), Refusal> {
+    pub(crate) fn update(&self, update: &StatusUpdate, node: NodeId) -> Result<String, Refusal> {
         let _lock = self.lock();
         let mut file = self.submitted(&update.task_id)?;
         desk::update(&mut file, update, node)?;
-        self.write(Side::Submitted, &file)
+        self.write(Side::Submitted, &file)?;
+        Ok(file.from)
     }
 
     /// Takes the results of a task that we submitted; `max` bytes of results

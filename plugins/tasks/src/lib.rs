@@ -21,15 +21,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pilot_plugin::json::{self, Value, json};
 use pilot_plugin::wire::service::tasks::{
-    self, ACCEPTED, EXPIRED_COST, FrameHeader, HEADER_LEN, Kind, NEW_CHECK_SECS, PORT,
-    RECEIVED_TEXT, REFUSED, Results, STAGED_CHECK_SECS, SUBMITTER_COST, StatusUpdate, Submit,
-    SubmitAnswer, TaskId, UNVERIFIED_TEXT,
+    self, ACCEPTED, CANCELLED_TEXT, EXPIRED_COST, FrameHeader, HEADER_LEN, Kind, NEW_CHECK_SECS,
+    PORT, RECEIVED_TEXT, REFUSED, Results, STAGED_CHECK_SECS, SUBMITTER_COST, Status, StatusUpdate,
+    Submit, SubmitAnswer, TaskId, UNVERIFIED_TEXT,
 };
 use pilot_plugin::wire::{Address, NodeId};
 use pilot_plugin::{Error, Host, Level, Manifest, Peer, Plugin, Stream};
 
 use config::Config;
-use desk::Head;
+use desk::{EXPIRED_TEXT, Head};
 use folder::{Folder, Unanswered};
 use queue::{Queue, Scores};
 
@@ -189,20 +189,20 @@ impl State {
             Ok(submit) => submit,
             Err(why) => {
                 let message = format!("Invalid submission: {why}");
-                self.tell_refused("", peer, &message);
+                self.tell_refused(peer, &message);
                 return SubmitAnswer { task_id: String::new(), status: REFUSED, message };
             }
         };
-        let (id, size) = (submit.task_id.clone(), submit.task_description.len());
+        let id = submit.task_id.clone();
         let (status, message) = match self.take(submit, peer).await {
             Ok(()) => {
                 self.host.count("received", 1);
-                let (from, id) = (peer.address.address, &id);
-                self.emit("task.received", &json!({ "task_id": id, "from": from, "size": size }));
+                let from = peer.address.address;
+                self.emit("task.received", &json!({ "task_id": id, "from": from }));
                 (ACCEPTED, RECEIVED_TEXT.to_owned())
             }
             Err(message) => {
-                self.tell_refused(id.as_str(), peer, &message);
+                self.tell_refused(peer, &message);
                 (REFUSED, message)
             }
         };
@@ -289,14 +289,22 @@ impl State {
     /// Takes the status of a task that was sent from here.
     async fn update(&self, update: StatusUpdate, peer: &Peer) -> Result<(), Error> {
         let (folder, node) = (self.folder().await?, peer.node());
-        let (id, status) = (update.task_id.clone(), update.status);
+        let (id, status, reason) =
+            (update.task_id.clone(), update.status, update.justification.clone());
         match self.host.blocking(move || folder.update(&update, node)).await? {
-            Ok(()) => {
-                let from = peer.address.address;
-                let data = json!({ "task_id": id, "status": status, "from": from });
-                self.emit("task.status", &data);
+            Ok(from) => {
+                let data = json!({ "task_id": id, "from": from });
+                match status {
+                    Status::Accepted => self.emit("task.accepted", &data),
+                    Status::Declined => {
+                        let data = json!({ "task_id": id, "from": from, "reason": reason });
+                        self.emit("task.declined", &data);
+                    }
+                    // The others go with what the executor sends next.
+                    _ => {}
+                }
             }
-            Err(why) => self.tell_refused(id.as_str(), peer, &why.to_string()),
+            Err(why) => self.tell_refused(peer, &why.to_string()),
         }
         Ok(())
     }
@@ -309,16 +317,12 @@ impl State {
         match done {
             Ok(done) => {
                 self.host.count("completed", 1);
-                let (from, size) = (peer.address.address, done.contents.len());
-                let data = json!({
-                    "task_id": id, "from": from, "reward": done.reward,
-                    "file": done.name, "size": size,
-                });
+                let data = json!({ "task_id": id, "from": done.from });
                 self.emit("task.completed", &data);
                 self.owe(&[(None, -SUBMITTER_COST), (Some(node), done.reward)]);
                 self.tell_scores().await;
             }
-            Err(why) => self.tell_refused(id.as_str(), peer, &why.to_string()),
+            Err(why) => self.tell_refused(peer, &why.to_string()),
         }
         Ok(())
     }
@@ -438,7 +442,7 @@ impl State {
             match done {
                 Ok(Unanswered::Cancelled(from)) => {
                     left |= self.queue.borrow_mut().remove(&id, unix);
-                    self.emit("task.cancelled", &json!({ "task_id": id, "from": from }));
+                    self.tell_expired(&id, &from, CANCELLED_TEXT);
                 }
                 Ok(Unanswered::Settled) => {}
                 Err(why) => self.host.log(Level::Warn, format!("task {id}: {why}")),
@@ -460,7 +464,7 @@ impl State {
                 Ok((Head::Stay | Head::Stage, _)) => break,
                 Ok((Head::Leave, _)) => {}
                 Ok((Head::Expire, from)) => {
-                    self.emit("task.expired", &json!({ "task_id": id, "from": from }));
+                    self.tell_expired(&id, &from, EXPIRED_TEXT);
                     self.owe(&[(None, -EXPIRED_COST)]);
                 }
                 Err(why) => self.host.log(Level::Warn, format!("task {id}: {why}")),
@@ -470,10 +474,14 @@ impl State {
         if left { self.keep_queue() } else { Ok(()) }
     }
 
-    fn tell_refused(&self, id: &str, peer: &Peer, reason: &str) {
+    fn tell_refused(&self, peer: &Peer, reason: &str) {
         self.host.count("refused", 1);
-        let from = peer.address.address;
-        self.emit("task.refused", &json!({ "task_id": id, "from": from, "reason": reason }));
+        self.emit("task.refused", &json!({ "from": peer.address.address, "reason": reason }));
+    }
+
+    fn tell_expired(&self, id: &TaskId, from: &str, reason: &str) {
+        let data = json!({ "task_id": id, "from": from, "reason": reason });
+        self.emit("task.expired", &data);
     }
 
     fn emit(&self, name: &str, data: &Value) {
