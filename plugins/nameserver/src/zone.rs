@@ -126,15 +126,21 @@ pub(crate) struct Rules {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Timed<T> {
+    // Short keys: the store has a quota.
+    #[serde(rename = "v")]
     value: T,
     /// Expired from this second on.
+    #[serde(rename = "u")]
     until: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
+    #[serde(rename = "a")]
     address: Address,
+    #[serde(rename = "n")]
     network: u16,
+    #[serde(rename = "p")]
     port: u16,
 }
 
@@ -160,6 +166,7 @@ impl Entry {
 #[derive(Serialize, Deserialize)]
 struct Stored {
     name: String,
+    #[serde(rename = "h")]
     held_until: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     a: Option<Timed<Address>>,

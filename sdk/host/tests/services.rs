@@ -291,7 +291,7 @@ fn events_reach_their_subscribers() {
 }
 
 #[test]
-fn a_fast_publisher_loses_nothing_and_a_slow_subscriber_is_told() {
+fn who_misses_events_is_told_how_many() {
     const EVENTS: u64 = 100_000;
     let net = Net::new();
     let events = net.start("pilot-plugin-event-stream", &json!({}));
@@ -423,6 +423,22 @@ fn tasks_are_taken_answered_and_rewarded() {
     let whole = json!({ "task_id": id(4), "from": "0:0000.0000.0001" });
     assert_eq!(Value::Object(done[0].clone()), whole);
     assert_eq!(net.events("task.refused").len(), 5);
+
+    // What waits outlives a restart.
+    service.drain(Duration::from_secs(10));
+    wait_for("the instance ended", || service.stats().ended);
+    let service = net.start("pilot-plugin-tasks", &json!({ "max-per-node": 1 }));
+    net.scores.lock().unwrap().clear();
+    let far = open(&service, 1003, 7);
+    far.send(tasks::frame(Kind::Submit, &submit(5)).unwrap()).unwrap();
+    let frame = far.recv_all().unwrap();
+    let answer = tasks::parse::<tasks::SubmitAnswer>(&frame[8..]).unwrap();
+    assert_eq!(answer.message, "Too many tasks of one submitter waiting: at most 1");
+    let exchange = |node, frame: Vec<u8>| {
+        let far = open(&service, 1003, node);
+        far.send(frame).unwrap();
+        far.recv_all()
+    };
 
     // What is no frame of ours, and what is cut.
     assert_eq!(exchange(8, vec![0, 0, 0, 9, 0, 0, 0, 0]).unwrap(), b"");
