@@ -112,7 +112,9 @@ pub(crate) fn check(path: &Path, kind: FileKind, demands: &Demands<'_>) -> Resul
         .read_to_end(&mut bytes)
         .map_err(|error| format!("{shown} cannot be read: {error}"))?;
     if bytes.len() as u64 != size {
-        return Err(format!("{shown} changed while it was read; it is tried again when it is done"));
+        return Err(format!(
+            "{shown} changed while it was read; it is tried again when it is done"
+        ));
     }
     let sha256 = hex::encode(Sha256::digest(&bytes));
     if let Some(pin) = demands.sha256

@@ -254,11 +254,7 @@ impl Manager {
     ///
     /// The error says what is wrong with the entry, or why the plugin does not
     /// run with it; the entry is kept only when it does.
-    pub fn set_entry(
-        &self,
-        name: &str,
-        entry: Value,
-    ) -> BoxFuture<Result<PluginReload, String>> {
+    pub fn set_entry(&self, name: &str, entry: Value) -> BoxFuture<Result<PluginReload, String>> {
         self.set(name, Some(entry))
     }
 
@@ -267,11 +263,7 @@ impl Manager {
         self.set(name, None)
     }
 
-    fn set(
-        &self,
-        name: &str,
-        entry: Option<Value>,
-    ) -> BoxFuture<Result<PluginReload, String>> {
+    fn set(&self, name: &str, entry: Option<Value>) -> BoxFuture<Result<PluginReload, String>> {
         let (reply, answer) = oneshot::channel();
         let command = Command::Set(name.to_owned(), entry, reply);
         let sent = self.inner.commands.try_send(command).is_ok();

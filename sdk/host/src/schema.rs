@@ -107,14 +107,18 @@ mod tests {
         let check = |text: &str| check("web", Some(&schema), &entry(text));
         let fine = check("plugins:\n  web:\n    config:\n      folder: /srv\n").unwrap();
         assert_eq!(fine, json!({ "folder": "/srv" }));
-        let error = check("plugins:\n  web:\n    config:\n      folder: /srv\n      cache:\n        \
-                           secnds: 3\n")
+        let error = check(
+            "plugins:\n  web:\n    config:\n      folder: /srv\n      cache:\n        \
+                           secnds: 3\n",
+        )
         .unwrap_err();
         assert!(error.contains("/etc/pilot.yaml line 6"), "{error}");
         assert!(error.contains("web.config.cache.secnds"), "{error}");
         assert!(error.contains("did you mean seconds?"), "{error}");
-        let error = check("plugins:\n  web:\n    config:\n      cache: {seconds: 0}\n      \
-                           folder: 7\n")
+        let error = check(
+            "plugins:\n  web:\n    config:\n      cache: {seconds: 0}\n      \
+                           folder: 7\n",
+        )
         .unwrap_err();
         assert!(error.contains("line 4") && error.contains("cache.seconds"), "{error}");
         assert!(error.contains("line 5") && error.contains("web.config.folder"), "{error}");

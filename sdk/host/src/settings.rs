@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use ed25519_dalek::VerifyingKey;
 use serde_json::Value;
 
-pub(crate) use entry::{is_name, merge};
 pub use entry::{Entry, Isolation, Ports};
+pub(crate) use entry::{is_name, merge};
 pub use lines::Lines;
 pub(crate) use values::nearest;
 

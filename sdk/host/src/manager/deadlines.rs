@@ -27,9 +27,7 @@ impl Deadlines {
     pub(super) fn start() -> io::Result<Self> {
         let state = Arc::new((Mutex::new(Waiting::default()), Condvar::new()));
         let shared = Arc::clone(&state);
-        std::thread::Builder::new()
-            .name("plugin-limits".to_owned())
-            .spawn(move || run(&shared))?;
+        std::thread::Builder::new().name("plugin-limits".to_owned()).spawn(move || run(&shared))?;
         Ok(Self { state })
     }
 
@@ -125,9 +123,10 @@ fn run(state: &(Mutex<Waiting>, Condvar)) {
             waiting = lock(&state.0);
             continue;
         }
-        let wait = waiting.wakers.first_key_value().map_or(Duration::from_secs(3600), |(key, _)| {
-            key.0.saturating_duration_since(now)
-        });
+        let wait = waiting
+            .wakers
+            .first_key_value()
+            .map_or(Duration::from_secs(3600), |(key, _)| key.0.saturating_duration_since(now));
         waiting = match state.1.wait_timeout(waiting, wait) {
             Ok((waiting, _)) => waiting,
             Err(poisoned) => poisoned.into_inner().0,

@@ -112,7 +112,11 @@ impl Worker {
                 done.generation = running.map_or_else(|| plugin.machine.last(), |g| g.number);
                 if running.is_some() {
                     done.result = ReloadResult::Kept;
-                    tracing::error!(plugin = name, "not reloaded, the earlier one goes on: {}", failed.text);
+                    tracing::error!(
+                        plugin = name,
+                        "not reloaded, the earlier one goes on: {}",
+                        failed.text
+                    );
                 } else {
                     plugin.gate.close(&failed.text);
                     plugin.reason = Some(failed.text.clone());
@@ -193,9 +197,8 @@ impl Worker {
             granted: granted.into(),
         };
         let instance = backend.start(&config, context).map_err(|error| error.to_string())?;
-        let datagrams = |service: &str| {
-            manifest.services.iter().any(|s| s.name == service && s.datagrams)
-        };
+        let datagrams =
+            |service: &str| manifest.services.iter().any(|s| s.name == service && s.datagrams);
         let all = by_service
             .iter()
             .flat_map(|(service, ports)| ports.iter().map(|p| (*p, datagrams(service))))

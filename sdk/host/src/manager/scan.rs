@@ -234,7 +234,8 @@ impl Worker {
                 let mut folders = self.folders(kind);
                 folders.extend(self.options.shipped.iter().cloned());
                 let shown: Vec<_> = folders.iter().map(|f| f.display().to_string()).collect();
-                let shown = if shown.is_empty() { "no folder".to_owned() } else { shown.join(", ") };
+                let shown =
+                    if shown.is_empty() { "no folder".to_owned() } else { shown.join(", ") };
                 (files::find(name, kind, &folders), shown)
             }
         };

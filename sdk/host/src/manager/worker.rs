@@ -35,7 +35,7 @@ const POLL: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(5);
 /// Older generations of one plugin that may be finishing; beyond it the oldest
 /// is ended at once.
-const MAX_DRAINING: usize = 64;
+const MAX_DRAINING: usize = 256;
 
 pub(super) struct Worker {
     pub(super) options: ManagerOptions,
@@ -196,14 +196,7 @@ impl Worker {
         }
     }
 
-    fn trouble(
-        &mut self,
-        name: &str,
-        generation: u64,
-        trouble: Trouble,
-        text: &str,
-        at: Instant,
-    ) {
+    fn trouble(&mut self, name: &str, generation: u64, trouble: Trouble, text: &str, at: Instant) {
         let Some(plugin) = self.plugins.get_mut(name) else { return };
         let was = plugin.machine.current() == Some(generation);
         let stuck = plugin.machine.hung();

@@ -94,9 +94,8 @@ const KEYS: &[&str] = &[
     "config",
 ];
 
-const LIMITS: &[&str] = &[
-    "streams", "queue", "start", "callback", "validate", "deliver", "cpu", "memory", "events",
-];
+const LIMITS: &[&str] =
+    &["streams", "queue", "start", "callback", "validate", "deliver", "cpu", "memory", "events"];
 
 /// Most streams and messages that may be allowed.
 const MOST: u64 = 1 << 24;
@@ -151,14 +150,12 @@ pub(crate) fn merge(base: &Entry, over: &Value, name: &str) -> Result<Entry, Set
             "grants" => merged.grants.clone_from(&new.grants),
             "limits" => merged.limits = new.limits.clone(),
             "events" => merged.events = new.events.clone(),
-            _ => {
-                match (&mut merged.config, &new.config) {
-                    (Value::Object(old), Value::Object(new)) => {
-                        old.extend(new.iter().map(|(k, v)| (k.clone(), v.clone())));
-                    }
-                    (old, new) => *old = new.clone(),
+            _ => match (&mut merged.config, &new.config) {
+                (Value::Object(old), Value::Object(new)) => {
+                    old.extend(new.iter().map(|(k, v)| (k.clone(), v.clone())));
                 }
-            }
+                (old, new) => *old = new.clone(),
+            },
         }
     }
     Ok(merged)

@@ -46,7 +46,10 @@ fn everything_is_read_and_the_rest_is_left_alone() {
     assert_eq!(web.limits.callback, Duration::from_millis(250));
     assert_eq!(web.limits.deliver, Duration::from_secs(120));
     assert!((web.limits.cpu - 0.5).abs() < 1e-9);
-    assert_eq!((&web.events, &web.config), (&json!({ "filter": ["a"] }), &json!({ "folder": "/srv", "depth": 3 })));
+    assert_eq!(
+        (&web.events, &web.config),
+        (&json!({ "filter": ["a"] }), &json!({ "folder": "/srv", "depth": 3 }))
+    );
     assert_eq!(settings.plugins["echo"].ports, Some(Ports::Only(vec![7])));
     assert!(!settings.scripts["chat-room"].enabled);
 }
@@ -57,10 +60,10 @@ fn json_and_nothing_are_fine() {
     assert_eq!(parse("owner: x\n").unwrap(), Settings::default());
     let settings = parse("{\"plugins\": {\"echo\": {\"limits\": {\"cpu\": 0.25}}}}").unwrap();
     assert!((settings.plugins["echo"].limits.cpu - 0.25).abs() < 1e-9);
-    assert_eq!(parse("plugins:\nscripts:\n  a:\n").unwrap().scripts["a"], Entry {
-        origin: PathBuf::from("/etc/pilot/pilot.yaml"),
-        ..Entry::default()
-    });
+    assert_eq!(
+        parse("plugins:\nscripts:\n  a:\n").unwrap().scripts["a"],
+        Entry { origin: PathBuf::from("/etc/pilot/pilot.yaml"), ..Entry::default() }
+    );
 }
 
 #[test]
@@ -70,7 +73,12 @@ fn what_is_wrong_is_named_with_file_line_and_key() {
         (entry("isolatoin: none"), 4, "plugins.web.isolatoin", "did you mean isolation?"),
         (entry("isolation: yes please"), 4, "plugins.web.isolation", "none or process"),
         (entry("limits: {steams: 3}"), 4, "plugins.web.limits.steams", "did you mean streams?"),
-        (entry("limits:\n      streams: 3\n      callback: soon"), 6, "plugins.web.limits.callback", "5s"),
+        (
+            entry("limits:\n      streams: 3\n      callback: soon"),
+            6,
+            "plugins.web.limits.callback",
+            "5s",
+        ),
         (entry("limits: {memory: 3Q}"), 4, "plugins.web.limits.memory", "64M"),
         (entry("limits: {streams: 0}"), 4, "plugins.web.limits.streams", "from 1"),
         (entry("limits: {cpu: -1}"), 4, "plugins.web.limits.cpu", "50%"),
@@ -79,7 +87,12 @@ fn what_is_wrong_is_named_with_file_line_and_key() {
         (entry("sha256: abc"), 4, "plugins.web.sha256", "64 hex digits"),
         (entry("grants: dial"), 4, "plugins.web.grants", "a list"),
         (entry("file: ''"), 4, "plugins.web.file", "a text"),
-        ("plugins:\n  a: {}\n  Web Server: {}\n".to_owned(), 3, "plugins.Web Server", "small letters"),
+        (
+            "plugins:\n  a: {}\n  Web Server: {}\n".to_owned(),
+            3,
+            "plugins.Web Server",
+            "small letters",
+        ),
         ("plugins: [web]\n".to_owned(), 1, "plugins", "not a list"),
         ("owner: x\nplugin-dirs: here\n".to_owned(), 2, "plugin-dirs", "a list"),
         ("a: 1\nplugin-dirs: []\nplugin_dirs: []\n".to_owned(), 3, "plugin_dirs", "there already"),
@@ -121,7 +134,10 @@ fn what_is_set_at_run_time_goes_over_the_rest() {
     let over = json!({ "enabled": false, "config": { "y": 3 } });
     let merged = merge(&settings.plugins["a"], &over, "a").unwrap();
     assert!(!merged.enabled);
-    assert_eq!((merged.config, merged.grants), (json!({ "x": 1, "y": 3 }), vec!["dial".to_owned()]));
+    assert_eq!(
+        (merged.config, merged.grants),
+        (json!({ "x": 1, "y": 3 }), vec!["dial".to_owned()])
+    );
     let error = merge(&Entry::default(), &json!({ "confg": 1 }), "a").unwrap_err().to_string();
     assert!(error.contains("set at run time") && error.contains("did you mean config?"), "{error}");
 }

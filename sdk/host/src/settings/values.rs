@@ -175,9 +175,9 @@ pub(super) fn share(value: &Value) -> Result<f64, String> {
         }
         _ => None,
     };
-    share.filter(|s| *s > 0.0 && *s <= 1024.0).ok_or_else(|| {
-        format!("a share of one core is expected, as in 0.5 or 50%, not {value}")
-    })
+    share
+        .filter(|s| *s > 0.0 && *s <= 1024.0)
+        .ok_or_else(|| format!("a share of one core is expected, as in 0.5 or 50%, not {value}"))
 }
 
 /// An Ed25519 public key in base64.
@@ -188,10 +188,7 @@ pub(super) fn verifying_key(value: &Value) -> Result<VerifyingKey, String> {
 }
 
 /// The known name closest to `name`, if any is close.
-pub(crate) fn nearest<'a>(
-    name: &str,
-    known: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let name = normal(name).to_lowercase();
     let distance = |k: &'a str| (edit_distance(&name, k), k);
     let (distance, key) = known.into_iter().map(distance).min()?;

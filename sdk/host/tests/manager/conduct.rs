@@ -12,11 +12,8 @@ fn world(more: &serde_json::Value, config: &str) -> World {
     let mut world = World::new();
     library_with(&world.path("plugins/one.so"), "one", &[7], more);
     world.config(config);
-    let options = ManagerOptions {
-        watch: false,
-        drain: Duration::from_millis(100),
-        ..world.options()
-    };
+    let options =
+        ManagerOptions { watch: false, drain: Duration::from_millis(100), ..world.options() };
     world.start(options);
     world
 }

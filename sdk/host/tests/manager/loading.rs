@@ -235,8 +235,7 @@ fn what_runs_is_a_private_copy() {
     assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(world.path("plugins/one.so")).unwrap());
     assert_eq!(std::fs::metadata(&cache).unwrap().mode() & 0o777, 0o700);
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    let left: Vec<_> =
-        std::fs::read_dir(&cache).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(&cache).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 1, "{left:?}");
 }
 

@@ -186,9 +186,7 @@ fn a_changed_configuration_reloads_what_it_is_about() {
     assert_eq!(world.loader.opened.lock().unwrap().len(), 2 + 2);
     // One that does not fit the schema keeps what runs.
     world.config("plugins:\n  one:\n    config:\n      m: 2\n  two:\n");
-    until("it was refused", || {
-        !world.process.events("plugin.reload_failed", "one").is_empty()
-    });
+    until("it was refused", || !world.process.events("plugin.reload_failed", "one").is_empty());
     let last = world.status("one").last_reload.unwrap();
     assert_eq!(last.result, ReloadResult::Kept);
     let error = last.error.unwrap();

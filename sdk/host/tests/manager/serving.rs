@@ -50,11 +50,13 @@ fn a_port_belongs_to_the_first() {
 fn ports_of_the_configuration() {
     let mut world = World::new();
     library(&world.path("plugins/one.so"), "one", &[7]);
-    let two = json!({ "services": [{ "name": "a", "ports": [20] }, { "name": "b", "datagrams": true }] });
+    let two =
+        json!({ "services": [{ "name": "a", "ports": [20] }, { "name": "b", "datagrams": true }] });
     library_with(&world.path("plugins/two.so"), "two", &[], &two);
     world.config("plugins:\n  one: {ports: [70, 71]}\n  two: {ports: {b: [21]}}\n");
     world.start(unwatched(&world));
-    let ports = |world: &World| world.process.ports.lock().unwrap().keys().copied().collect::<Vec<_>>();
+    let ports =
+        |world: &World| world.process.ports.lock().unwrap().keys().copied().collect::<Vec<_>>();
     assert_eq!(ports(&world), [20, 21, 70, 71]);
     let listened = world.process.listened.load(Ordering::SeqCst);
     assert!(!world.process.port(20).unwrap().takes_datagrams());
@@ -189,7 +191,8 @@ fn two_hundred_reloads_under_streams() {
     let (reported, stop) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicBool::new(false)));
     let openers: Vec<_> = (0..3)
         .map(|_| {
-            let (port, reported, stop) = (Arc::clone(&port), Arc::clone(&reported), Arc::clone(&stop));
+            let (port, reported, stop) =
+                (Arc::clone(&port), Arc::clone(&reported), Arc::clone(&stop));
             std::thread::spawn(move || {
                 let mut opened = 0_usize;
                 while !stop.load(Ordering::SeqCst) {
