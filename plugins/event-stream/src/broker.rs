@@ -165,6 +165,15 @@ impl Broker {
         Some(Batch::Many(out))
     }
 
+    /// Calls everybody who waits for events.
+    pub(crate) fn call_all(&mut self) {
+        for subscriber in self.subscribers.values_mut() {
+            if let Some(waker) = subscriber.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
     /// Subscribers now.
     pub(crate) fn len(&self) -> usize {
         self.subscribers.len()

@@ -49,6 +49,7 @@ struct State {
     connections: Cell<usize>,
     /// Bytes of unfinished events of all connections.
     begun: Cell<usize>,
+    draining: Cell<bool>,
 }
 
 impl Plugin for EventStream {
@@ -70,6 +71,7 @@ impl Plugin for EventStream {
             nodes: RefCell::default(),
             connections: Cell::new(0),
             begun: Cell::new(0),
+            draining: Cell::new(false),
         };
         Ok(Self { state: Rc::new(state) })
     }
@@ -84,6 +86,13 @@ impl Plugin for EventStream {
         let Some(first) = publisher.first().await? else { return Ok(()) };
         let subscriber = Subscriber::new(state, &peer, &first);
         either(publisher.publish(subscriber.id), subscriber.deliver(writer)).await
+    }
+
+    /// Publishers and subscribers of two generations do not meet, so all are to
+    /// connect again, once they have what waits for them.
+    fn drain(&self) {
+        self.state.draining.set(true);
+        self.state.broker.borrow_mut().call_all();
     }
 }
 
@@ -297,10 +306,14 @@ impl<'a> Subscriber<'a> {
     async fn deliver(&self, mut writer: Writer) -> Result<(), Error> {
         loop {
             let batch = poll_fn(|cx| {
-                let batch = self.state.broker.borrow_mut().take(self.id, ROOM, cx.waker());
-                batch.map_or(Poll::Pending, Poll::Ready)
+                match self.state.broker.borrow_mut().take(self.id, ROOM, cx.waker()) {
+                    Some(batch) => Poll::Ready(Some(batch)),
+                    None if self.state.draining.get() => Poll::Ready(None),
+                    None => Poll::Pending,
+                }
             });
-            match batch.await {
+            let Some(batch) = batch.await else { return Ok(()) };
+            match batch {
                 Batch::Many(events) => writer.send(events).await?,
                 Batch::One(event) => writer.write_all(&event).await?,
             }

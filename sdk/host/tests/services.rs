@@ -287,6 +287,12 @@ fn events_reach_their_subscribers() {
     assert_eq!(told("pubsub.published"), json!({ "topic": "alerts", "size": 1, "from": from }));
     assert_eq!(told("pubsub.unsubscribed"), json!({ "topic": "none", "remote": from }));
     assert_eq!(net.events("pubsub.published").len(), 2);
+    // A new generation has other subscribers: those of the old one connect again.
+    events.drain(Duration::from_secs(10));
+    assert_eq!(plain.far.recv_all().unwrap(), b"");
+    assert_eq!(pattern.far.recv_all().unwrap(), b"");
+    wait_for("the instance ended", || events.stats().ended);
+    assert_eq!(net.events("pubsub.unsubscribed").len(), 3);
     assert_eq!(net.failures(), [""; 0]);
 }
 
