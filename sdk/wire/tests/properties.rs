@@ -351,7 +351,7 @@ proptest! {
         let mut payload = data_exchange::file_prefix(&name);
         payload.extend(&contents);
         prop_assert_eq!(data_exchange::split_file(&payload), (Some(name.as_bytes()), &contents[..]));
-        let offer = FileOffer { name, size: u64::from(kind) << 8 };
+        let offer = FileOffer::new(name, u64::from(kind) << 8);
         let json = serde_json::to_vec(&offer).unwrap();
         prop_assert_eq!(serde_json::from_slice::<FileOffer>(&json).unwrap(), offer);
 

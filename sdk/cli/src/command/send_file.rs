@@ -186,7 +186,7 @@ impl Sending<'_> {
 
     /// Asks whether the peer takes a file beyond the frame limit.
     async fn offer(&mut self, name: &str, size: u64) -> Result<(), Failure> {
-        let offer = serde_json::to_vec(&FileOffer { name: name.to_owned(), size })
+        let offer = serde_json::to_vec(&FileOffer::new(name, size))
             .map_err(|e| Failure::internal("cannot describe the file").reason(e))?;
         let mut frame = FrameHeader { kind: Kind::FileBegin, len: offer.len() }.encode().to_vec();
         frame.extend_from_slice(&offer);

@@ -1,10 +1,34 @@
 //! Data exchange frames, port 1001 (protocol page "Services", section 5), and
-//! three frame types of our own for files beyond the published frame limit.
+//! three frame types of our own for files that are checked, may exceed the
+//! published frame limit, and may be continued after a broken connection.
 //!
-//! A sender offers a large file with [`Kind::FileBegin`] and reads the answer:
-//! a peer that knows the type says `ACK FILE-BEGIN ...`, a published one
-//! `ACK UNKNOWN(...)`. Then come chunks, then [`Kind::FileEnd`] with the
-//! SHA-256 of the whole, answered with `ACK FILE <n> bytes` or `ERR FILE ...`.
+//! # The exchange of a file
+//!
+//! 1. The sender offers it: [`Kind::FileBegin`] with a [`FileOffer`] as JSON,
+//!    with `sha256` and `resume` if it can continue.
+//! 2. The receiver answers in a TEXT frame, read by [`BeginAnswer`]:
+//!    - `ACK FILE-BEGIN <n> bytes`: send it from the start (n is the length of
+//!      the offer);
+//!    - `ACK FILE-BEGIN <n> bytes HAVE <m> <hash>`: the first m bytes are here,
+//!      and this is their SHA-256. Said only to an offer with `sha256` and
+//!      `resume`, for what the *same node* sent of a file with the same name,
+//!      size and SHA-256. m is at most the size;
+//!    - `ACK UNKNOWN(20481) ...`: a published peer; send [`Kind::File`] on the
+//!      same connection if the file fits a frame;
+//!    - `ERR FILE-BEGIN ...`: it will not be taken.
+//! 3. After `HAVE` the sender hashes its own first m bytes. If they agree, the
+//!    chunks begin at m. If not, it offers again without `resume`: a new offer
+//!    replaces the one before, and the receiver throws away what it has.
+//! 4. [`Kind::FileChunk`] frames, no answers; then [`Kind::FileEnd`] with the
+//!    SHA-256 of the *whole* file, answered `ACK FILE <size> bytes` or
+//!    `ERR FILE ...`. An end whose hash is not that of the offer is an error.
+//! 5. When the connection breaks before the end, the receiver keeps what it has
+//!    of an offer with `sha256` for a while, and answers the next such offer
+//!    with `HAVE`. What failed the check at the end is not kept.
+//!
+//! Either side may be older: a receiver that does not know the extra keys of an
+//! offer ignores them and never says `HAVE`; a sender that does not know `HAVE`
+//! never sends the keys, so it is never said to it.
 
 use std::fmt;
 
@@ -18,6 +42,12 @@ pub const HEADER_LEN: usize = 8;
 pub const MAX_PAYLOAD: usize = 16_777_216;
 /// Payload of the chunks this implementation sends.
 pub const CHUNK_LEN: usize = 1 << 20;
+/// Bytes of a SHA-256.
+pub const HASH_LEN: usize = 32;
+/// Longest JSON of a [`FileOffer`], in bytes.
+pub const MAX_OFFER: usize = 64 << 10;
+/// The port of data exchange.
+pub const PORT: u16 = 1001;
 
 /// Type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +117,106 @@ impl fmt::Display for Kind {
 }
 
 /// What [`Kind::FileBegin`] announces.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileOffer {
     /// File name; the receiver uses its last component.
     pub name: String,
     /// Size in bytes.
     pub size: u64,
+    /// SHA-256 of the whole file, lower-case hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Whether the sender can continue what the receiver has already; means
+    /// nothing without `sha256`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resume: bool,
+}
+
+impl FileOffer {
+    /// An offer of a file that is sent from the start and checked at the end.
+    pub fn new(name: impl Into<String>, size: u64) -> Self {
+        Self { name: name.into(), size, sha256: None, resume: false }
+    }
+
+    /// The hash by which what has come of this file can be found again, if the
+    /// sender can continue it.
+    pub fn resumable(&self) -> Option<[u8; HASH_LEN]> {
+        self.sha256.as_deref().filter(|_| self.resume).and_then(hash_from_hex)
+    }
+}
+
+/// What a receiver has of an offered file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Have {
+    /// Bytes from the start.
+    pub bytes: u64,
+    /// Their SHA-256.
+    pub sha256: [u8; HASH_LEN],
+}
+
+/// The answer to a [`Kind::FileBegin`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BeginAnswer {
+    /// Send it, from where the receiver is.
+    Accepted(Option<Have>),
+    /// The peer knows no offers.
+    Unknown,
+    /// The peer does not take it, and says why.
+    Refused(String),
+}
+
+impl BeginAnswer {
+    /// Reads the text of the answer. A `HAVE` that cannot be read counts as
+    /// none: the file is then sent from the start, which is always right as
+    /// long as the sender offers it again.
+    pub fn parse(text: &str) -> Self {
+        let accepted = format!("ACK {}", Kind::FileBegin);
+        if let Some(rest) = text.strip_prefix(&accepted) {
+            return Self::Accepted(have(rest));
+        }
+        match text.starts_with("ACK UNKNOWN") {
+            true => Self::Unknown,
+            false => Self::Refused(text.to_owned()),
+        }
+    }
+
+    /// The text that accepts an offer whose JSON has `len` bytes.
+    pub fn accept(len: usize, have: Option<Have>) -> String {
+        match have {
+            Some(Have { bytes, sha256 }) => {
+                let hash = hash_to_hex(&sha256);
+                format!("ACK {} {len} bytes HAVE {bytes} {hash}", Kind::FileBegin)
+            }
+            None => format!("ACK {} {len} bytes", Kind::FileBegin),
+        }
+    }
+}
+
+/// What stands after the first words of an accepting answer.
+fn have(rest: &str) -> Option<Have> {
+    let mut words = rest.split_whitespace().skip_while(|w| *w != "HAVE").skip(1);
+    let bytes = words.next()?.parse().ok()?;
+    Some(Have { bytes, sha256: hash_from_hex(words.next()?)? })
+}
+
+/// A hash as lower-case hex.
+pub fn hash_to_hex(hash: &[u8; HASH_LEN]) -> String {
+    let digit = |n: u8| char::from_digit(u32::from(n), 16).unwrap_or('0');
+    hash.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
+}
+
+/// A hash from hex of either case.
+pub fn hash_from_hex(text: &str) -> Option<[u8; HASH_LEN]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * HASH_LEN {
+        return None;
+    }
+    let mut hash = [0; HASH_LEN];
+    for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+        let value = |d: u8| char::from(d).to_digit(16).and_then(|v| u8::try_from(v).ok());
+        *byte = value(pair[0])? << 4 | value(pair[1])?;
+    }
+    Some(hash)
 }
 
 /// Type and length of a frame.
