@@ -256,3 +256,51 @@ pub enum StoreError {
     #[error("the store cannot be used: {0}")]
     Disk(String),
 }
+
+/// Longest name of a plugin, service, rule or sink, in bytes.
+const MAX_NAME: usize = 64;
+/// Services, rules and sinks of one plugin, each; ports of one service.
+const MAX_PROVIDED: usize = 64;
+
+/// Whether a manifest can be used.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_manifest(manifest: &Manifest) -> Result<(), String> {
+    let name = |what: &str, name: &str| {
+        let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(good) {
+            return Err(format!(
+                "the name of {what} is {name:?}; a name has 1 to {MAX_NAME} lower-case letters, \
+                 digits, '-', '_' or '.'"
+            ));
+        }
+        Ok(())
+    };
+    name("the plugin", &manifest.name)?;
+    for service in &manifest.services {
+        name("a service", &service.name)?;
+        if service.ports.len() > MAX_PROVIDED {
+            return Err(format!("service {} has more than {MAX_PROVIDED} ports", service.name));
+        }
+    }
+    for rule in &manifest.rules {
+        name("a rule", &rule.name)?;
+    }
+    for sink in &manifest.sinks {
+        name("a sink", &sink.name)?;
+    }
+    for (what, many) in [
+        ("services", manifest.services.len()),
+        ("rules", manifest.rules.len()),
+        ("sinks", manifest.sinks.len()),
+    ] {
+        if many > MAX_PROVIDED {
+            return Err(format!("it provides {many} {what}, {MAX_PROVIDED} are allowed"));
+        }
+    }
+    if manifest.services.is_empty() && manifest.rules.is_empty() && manifest.sinks.is_empty() {
+        return Err("it provides no service, no rule and no sink".to_owned());
+    }
+    Ok(())
+}

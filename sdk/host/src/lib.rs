@@ -8,12 +8,16 @@
 //! a child process) and `lua`. The `manager` decides what runs.
 
 mod instance;
+mod native;
 mod platform;
+mod process;
 mod stream;
 
 pub use instance::{
     Backend, BoxFuture, Context, Failure, Incident, Instance, KeyValue, Limits, Observer,
     StartError, Stats, StoreError,
 };
+pub use native::{OpenError, open_native};
 pub use platform::{CallError, Platform, PortService};
+pub use process::{ProcessError, open_process, run_child};
 pub use stream::{BoxStream, HostStream};

@@ -98,7 +98,6 @@ pub struct PilotBuffer {
 
 /// The host's side of an instance; opaque. It stays valid as long as the
 /// process lives.
-#[repr(C)]
 #[derive(Debug)]
 pub struct PilotContext {
     _private: [u8; 0],
@@ -238,9 +237,10 @@ pub struct PilotPlugin {
             user: *mut *mut c_void,
         ) -> i32,
     >,
-    /// [`READABLE`], [`WRITABLE`], [`GONE`] or several. Told once until the
-    /// plugin has been told [`WOULD_BLOCK`] again. Anything but [`OK`] resets
-    /// the stream.
+    /// [`READABLE`], [`WRITABLE`], [`GONE`] or several. The first comes by itself
+    /// after [`PilotPlugin::stream_open`] or [`PilotHost::stream_attach`], the
+    /// next after the plugin has been told [`WOULD_BLOCK`]. Anything but [`OK`]
+    /// resets the stream.
     pub stream_ready: Option<
         unsafe extern "C" fn(
             instance: *mut c_void,
