@@ -94,7 +94,7 @@ impl Plugin for DataExchange {
     fn manifest() -> Manifest {
         Manifest::new("data-exchange", env!("CARGO_PKG_VERSION"))
             .describe("keeps files and messages that peers send")
-            .service("data exchange", &[PORT])
+            .service("data-exchange", &[PORT])
             .needs("node.folders")
     }
 
@@ -340,7 +340,9 @@ impl Serving {
 
     fn emit(&self, name: &str, data: &Value) {
         if let Err(e) = self.host.emit(name, data) {
-            self.host.log(Level::Warn, e.to_string());
+            // Many at once are more than a plugin may emit; they must not fill
+            // the log either.
+            self.host.log(Level::Debug, e.to_string());
         }
     }
 }
