@@ -49,14 +49,12 @@ pub(crate) fn render(request: Request, facts: &Value) -> Value {
         Request::Ping => json!({ "pong": true }),
         Request::Version => json!({ "name": "pilot", "version": env!("CARGO_PKG_VERSION") }),
         Request::Status => {
-            let kept = ["node_id", "address", "hostname", "version", "uptime_secs"];
+            let kept = ["node_id", "address", "hostname", "registry", "uptime_secs"];
             let mut all = pick(facts, &kept);
-            all.extend(counts(facts, &["peers", "connections"]));
+            all.extend(counts(facts, &["peers", "streams"]));
             Value::Object(all)
         }
-        Request::Peers => {
-            Value::Object(counts(facts, &["peers", "encrypted_peers", "authenticated_peers"]))
-        }
+        Request::Peers => Value::Object(counts(facts, &["peers", "encrypted_peers"])),
         Request::Services => json!({ "services": services(facts) }),
     }
 }
@@ -84,14 +82,15 @@ fn counts(facts: &Value, keys: &[&str]) -> Map<String, Value> {
     keys.iter().filter_map(count).collect()
 }
 
-/// Name and ports of every service in the host's list of plugins. The list may
-/// be the answer itself or its key `plugins`.
+/// Name and ports of every service that answers, in the host's list of plugins.
 fn services(facts: &Value) -> Vec<Value> {
-    let plugins = facts.get("plugins").unwrap_or(facts).as_array();
-    let plugins = plugins.map(Vec::as_slice).unwrap_or_default();
-    let all = plugins.iter().filter_map(|plugin| plugin["services"].as_array()).flatten();
-    let named = all.filter(|service| service["name"].is_string());
-    named
+    let plugins = facts["plugins"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let answers =
+        |plugin: &&Value| matches!(plugin["state"].as_str(), Some("running" | "over-budget"));
+    let all = plugins.iter().filter(answers);
+    all.filter_map(|plugin| plugin["provides"]["services"].as_array())
+        .flatten()
+        .filter(|service| service["name"].is_string())
         .take(MAX_SERVICES)
         .map(|service| json!({ "name": service["name"], "ports": service["ports"] }))
         .collect()
@@ -114,7 +113,7 @@ mod tests {
     fn peers_are_counted_and_never_named() {
         let facts = json!({
             "node_id": 7, "address": "0:0000.0000.0007", "hostname": "h", "uptime_secs": 5,
-            "version": "1", "peers": [{ "node_id": 8 }, { "node_id": 9 }], "connections": 3,
+            "registry": "up", "peers": [{ "node_id": 8 }, { "node_id": 9 }], "streams": 3,
             "peer_list": [{ "node_id": 8 }], "owner": "somebody@example.org",
             "encrypted_peers": 2,
         });
@@ -123,7 +122,7 @@ mod tests {
             status,
             json!({
                 "node_id": 7, "address": "0:0000.0000.0007", "hostname": "h", "uptime_secs": 5,
-                "version": "1", "peers": 2, "connections": 3,
+                "registry": "up", "peers": 2, "streams": 3,
             })
         );
         let peers = render(Request::Peers, &facts);
@@ -134,17 +133,21 @@ mod tests {
     }
 
     #[test]
-    fn services_are_those_of_all_plugins() {
-        let plugins = json!([
-            { "name": "echo", "services": [{ "name": "echo", "ports": [7], "datagrams": false }] },
-            { "name": "rule" },
-            { "name": "two", "services": [{ "name": "a", "ports": [1, 2] }, {}] },
-        ]);
+    fn services_are_those_that_answer() {
+        let service =
+            |name: &str, ports: &[u16]| json!({ "name": name, "ports": ports, "datagrams": false });
+        let plugins = json!({ "plugins": [
+            { "name": "echo", "state": "running",
+              "provides": { "services": [service("echo", &[7])], "rules": [], "sinks": [] } },
+            { "name": "rule", "state": "running" },
+            { "name": "off", "state": "off", "provides": { "services": [service("x", &[9])] } },
+            { "name": "two", "state": "over-budget",
+              "provides": { "services": [service("a", &[1, 2]), {}] } },
+        ]});
         let expected = json!({ "services": [
             { "name": "echo", "ports": [7] }, { "name": "a", "ports": [1, 2] },
         ]});
         assert_eq!(render(Request::Services, &plugins), expected);
-        assert_eq!(render(Request::Services, &json!({ "plugins": plugins })), expected);
         assert_eq!(render(Request::Services, &json!(null)), json!({ "services": [] }));
     }
 

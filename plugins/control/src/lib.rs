@@ -8,8 +8,8 @@
 //! |---|---|
 //! | `PING` | `{"pong":true}` |
 //! | `VERSION` | `{"name":"pilot","version":"..."}` |
-//! | `STATUS` | `node_id`, `address`, `hostname`, `version`, `uptime_secs`, and the numbers of `peers` and `connections` |
-//! | `PEERS` | `{"peers":n,"encrypted_peers":n,"authenticated_peers":n}`, never who they are |
+//! | `STATUS` | `node_id`, `address`, `hostname`, `registry`, `uptime_secs`, and the numbers of `peers` and `streams` |
+//! | `PEERS` | `{"peers":n,"encrypted_peers":n}`, never who they are |
 //! | `SERVICES` | `{"services":[{"name":"echo","ports":[7]},...]}` |
 //!
 //! Anything else is answered with `{"error":"..."}`; the stream stays open. A

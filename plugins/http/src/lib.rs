@@ -15,8 +15,8 @@
 //!
 //! Bounds: 16 KiB and 64 fields of headers (431), 64 KiB of a request's body,
 //! which nothing here reads (413), `max-streams` streams at once (503); a
-//! request has 30 s to come whole, and a reader that takes nothing for 60 s is
-//! let go. A file is read in pieces of 256 KiB.
+//! request has `request-seconds` (30) to come whole, and a reader that takes
+//! nothing for `stall-seconds` (60) is let go. A file is read in pieces of 256 KiB.
 #![forbid(unsafe_code)]
 
 mod body;
@@ -34,6 +34,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -48,7 +49,7 @@ use body::Body;
 use condition::Outcome;
 use files::{Found, Lookup};
 use io::Io;
-use watch::Watch;
+use watch::{Patience, Watch};
 
 /// Bytes of a request's line and headers.
 const MAX_HEAD: usize = 16 << 10;
@@ -70,11 +71,22 @@ struct Config {
     show_peers: bool,
     /// Streams at once; more are answered 503.
     max_streams: usize,
+    /// Seconds for a request to come whole, from the end of the one before.
+    request_seconds: u32,
+    /// Seconds after which a reader that takes nothing is let go.
+    stall_seconds: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { folder: None, listing: false, show_peers: false, max_streams: 128 }
+        Self {
+            folder: None,
+            listing: false,
+            show_peers: false,
+            max_streams: 128,
+            request_seconds: 30,
+            stall_seconds: 60,
+        }
     }
 }
 
@@ -96,6 +108,7 @@ impl Plugin for Http {
             .describe("a folder, the node's status, and a page that shows it")
             .service("http", &[80])
             .needs("node.status")
+            .needs("node.peers")
             .needs("plugins.list")
     }
 
@@ -122,7 +135,10 @@ impl Plugin for Http {
         }
         self.streams.set(self.streams.get() + 1);
         let _counted = Counted(Rc::clone(&self.streams));
-        let watch = Watch::new();
+        let watch = Watch::new(Patience {
+            request: Duration::from_secs(self.server.config.request_seconds.into()),
+            stall: Duration::from_secs(self.server.config.stall_seconds.into()),
+        });
         let service = service_fn(|request: Request<Incoming>| {
             let (server, watch) = (Rc::clone(&self.server), Rc::clone(&watch));
             async move {
@@ -182,13 +198,20 @@ impl Server {
     }
 
     async fn status(&self) -> Value {
-        let status = self.host.call("node.status", json!({})).await;
-        let plugins = self.host.call("plugins.list", json!({})).await;
-        for failed in [&status, &plugins].into_iter().filter_map(|r| r.as_ref().err()) {
-            self.host.log(Level::Warn, format!("status: {failed}"));
-        }
-        let (status, plugins) = (status.unwrap_or_default(), plugins.unwrap_or_default());
-        page::status(&status, &plugins, self.config.show_peers)
+        let (node, plugins) = (self.ask("node.status").await, self.ask("plugins.list").await);
+        let peers = match self.config.show_peers {
+            true => Some(self.ask("node.peers").await),
+            false => None,
+        };
+        page::status(&node, &plugins, peers.as_ref())
+    }
+
+    /// What the host says; nothing when it cannot.
+    async fn ask(&self, method: &str) -> Value {
+        self.host.call(method, json!({})).await.unwrap_or_else(|e| {
+            self.host.log(Level::Warn, format!("status: {e}"));
+            Value::Null
+        })
     }
 
     async fn file(&self, path: &str, headers: &HeaderMap) -> Response<Body> {

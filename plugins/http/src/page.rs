@@ -21,15 +21,16 @@ td,th{padding:.35rem .75rem .35rem 0;border-bottom:1px solid var(--line);text-al
 vertical-align:top;font-weight:400;overflow-wrap:anywhere}th{color:var(--dim);width:40%}\
 ul{padding:0;list-style:none}a{color:inherit}code{font:.95em ui-monospace,monospace}";
 
-/// What is shown, from what the host says of the node and its plugins.
-pub(crate) fn status(node: &Value, plugins: &Value, show_peers: bool) -> Value {
+/// What is shown, from what the host says of the node, its plugins, and its
+/// peers if they are shown.
+pub(crate) fn status(node: &Value, plugins: &Value, peers: Option<&Value>) -> Value {
     let mut all = Map::new();
-    for key in ["node_id", "address", "hostname", "version", "uptime_secs"] {
+    for key in ["node_id", "address", "hostname", "registry", "uptime_secs"] {
         if let Some(value) = node.get(key).filter(|v| v.is_string() || v.is_number()) {
             all.insert(key.to_owned(), value.clone());
         }
     }
-    for key in ["peers", "encrypted_peers", "authenticated_peers", "connections"] {
+    for key in ["peers", "encrypted_peers", "streams"] {
         let count = match node.get(key) {
             Some(Value::Array(list)) => Some(json!(list.len())),
             Some(number @ Value::Number(_)) => Some(number.clone()),
@@ -38,32 +39,35 @@ pub(crate) fn status(node: &Value, plugins: &Value, show_peers: bool) -> Value {
         all.extend(count.map(|count| (key.to_owned(), count)));
     }
     all.insert("services".to_owned(), services(plugins).into());
-    if show_peers {
-        all.insert("peer_list".to_owned(), peers(node).into());
+    if let Some(peers) = peers {
+        all.insert("peer_list".to_owned(), listed_peers(peers).into());
     }
     Value::Object(all)
 }
 
-/// The list may be the answer itself or its key `plugins`.
-fn services(plugins: &Value) -> Vec<Value> {
-    let plugins = plugins.get("plugins").unwrap_or(plugins).as_array();
-    let plugins = plugins.map(Vec::as_slice).unwrap_or_default();
-    let all = plugins.iter().filter_map(|plugin| plugin["services"].as_array()).flatten();
-    all.filter(|service| service["name"].is_string())
+/// Name and ports of every service that answers, in the host's list of plugins.
+fn services(listed: &Value) -> Vec<Value> {
+    let plugins = listed["plugins"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let answers =
+        |plugin: &&Value| matches!(plugin["state"].as_str(), Some("running" | "over-budget"));
+    let all = plugins.iter().filter(answers);
+    all.filter_map(|plugin| plugin["provides"]["services"].as_array())
+        .flatten()
+        .filter(|service| service["name"].is_string())
         .take(MAX_SERVICES)
         .map(|service| json!({ "name": service["name"], "ports": service["ports"] }))
         .collect()
 }
 
 /// Who peers are, not where.
-fn peers(node: &Value) -> Vec<Value> {
-    let list = node["peer_list"].as_array().or(node["peers"].as_array());
+fn listed_peers(peers: &Value) -> Vec<Value> {
+    let list = peers["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let shown = |peer: &Value| {
-        let keys = ["node_id", "address", "hostname", "encrypted", "authenticated"];
+        let keys = ["node_id", "encrypted", "authenticated", "relay"];
         let plain = |key: &str| Some((key.to_owned(), peer.get(key)?.clone()));
         keys.into_iter().filter_map(plain).collect::<Map<_, _>>().into()
     };
-    list.map(Vec::as_slice).unwrap_or_default().iter().take(MAX_PEERS).map(shown).collect()
+    list.iter().take(MAX_PEERS).map(shown).collect()
 }
 
 /// The page that shows the result of [`status`].
@@ -80,9 +84,9 @@ pub(crate) fn render(status: &Value) -> String {
     for (name, value) in [
         ("Node", text(&status["node_id"])),
         ("Up for", uptime),
-        ("Version", text(&status["version"])),
+        ("Registry", text(&status["registry"])),
         ("Peers", text(&status["peers"])),
-        ("Connections", text(&status["connections"])),
+        ("Streams", text(&status["streams"])),
     ] {
         if !value.is_empty() {
             let _ = write!(page, "<tr><th>{name}<td>{}", escape(&value));
@@ -95,10 +99,10 @@ pub(crate) fn render(status: &Value) -> String {
         (text(&service["name"]), ports.join(", "))
     });
     table(&mut page, "Peers", &status["peer_list"], |peer| {
-        let name = text(&peer["hostname"]);
-        let number = [&peer["address"], &peer["node_id"]].map(text);
-        let number = number.into_iter().find(|text| !text.is_empty()).unwrap_or_default();
-        (number, name)
+        let is = |key: &str| peer[key].as_bool() == Some(true);
+        let path = if is("relay") { "over a relay" } else { "direct" };
+        let path = if is("encrypted") { path } else { "no tunnel" };
+        (text(&peer["node_id"]), path.to_owned())
     });
     page.push_str("<h2>As JSON</h2><p><a href=\"/status.json\">/status.json</a></p>");
     page
@@ -194,37 +198,56 @@ mod tests {
 
     fn node() -> Value {
         json!({
-            "node_id": 7, "address": "0:0000.0000.0007", "hostname": "<script>", "version": "1",
-            "uptime_secs": 90_000, "peers": 2, "connections": 1, "owner": "a@example.org",
-            "peer_list": [{ "node_id": 8, "endpoint": "192.0.2.1:4000", "encrypted": true }],
+            "node_id": 7, "address": "0:0000.0000.0007", "hostname": "<script>",
+            "registry": "up", "uptime_secs": 90_000, "peers": 2, "encrypted_peers": 1,
+            "streams": 1, "owner": "a@example.org",
         })
     }
 
+    fn peers() -> Value {
+        json!({ "peers": [
+            { "node_id": 8, "endpoint": "192.0.2.1:4000", "encrypted": true, "relay": true },
+        ]})
+    }
+
     fn plugins() -> Value {
-        json!([{ "name": "echo", "file": "/secret/path.so",
-                 "services": [{ "name": "echo & co", "ports": [7, 8] }] }])
+        let services = json!([{ "name": "echo & co", "ports": [7, 8], "datagrams": false }]);
+        json!({ "plugins": [
+            { "name": "echo", "file": "/secret/path.so", "state": "running",
+              "provides": { "services": services } },
+            { "name": "gone", "state": "failed",
+              "provides": { "services": [{ "name": "gone", "ports": [9] }] } },
+        ]})
     }
 
     #[test]
     fn peers_are_counted_unless_they_are_to_be_shown() {
-        let counted = status(&node(), &plugins(), false);
+        let counted = status(&node(), &plugins(), None);
         assert_eq!(
             counted,
             json!({
                 "node_id": 7, "address": "0:0000.0000.0007", "hostname": "<script>",
-                "version": "1", "uptime_secs": 90_000, "peers": 2, "connections": 1,
-                "services": [{ "name": "echo & co", "ports": [7, 8] }],
+                "registry": "up", "uptime_secs": 90_000, "peers": 2, "encrypted_peers": 1,
+                "streams": 1, "services": [{ "name": "echo & co", "ports": [7, 8] }],
             })
         );
-        let shown = status(&node(), &json!({ "plugins": plugins() }), true);
-        assert_eq!(shown["peer_list"], json!([{ "node_id": 8, "encrypted": true }]));
+        let shown = status(&node(), &plugins(), Some(&peers()));
+        let listed = json!([{ "node_id": 8, "encrypted": true, "relay": true }]);
+        assert_eq!(shown["peer_list"], listed);
         assert_eq!(shown["services"], counted["services"]);
     }
 
     #[test]
     fn the_page_shows_the_node_escaped_and_loads_nothing() {
-        let page = render(&status(&node(), &plugins(), true));
-        for shown in ["&lt;script&gt;", "0:0000.0000.0007", "1 d 1 h", "echo &amp; co", "7, 8"] {
+        let page = render(&status(&node(), &plugins(), Some(&peers())));
+        for shown in [
+            "&lt;script&gt;",
+            "0:0000.0000.0007",
+            "1 d 1 h",
+            "echo &amp; co",
+            "7, 8",
+            "over a relay",
+        ] {
             assert!(page.contains(shown), "{shown}: {page}");
         }
         for absent in ["<script", "192.0.2.1", "secret", "example.org", "http:", "https:", "src="] {
@@ -232,7 +255,8 @@ mod tests {
         }
         assert!(page.contains("prefers-color-scheme") && page.contains("width=device-width"));
         // Without anything from the host it is still a page.
-        assert!(render(&status(&Value::Null, &Value::Null, true)).contains("/status.json"));
+        let bare = status(&Value::Null, &Value::Null, Some(&Value::Null));
+        assert!(render(&bare).contains("/status.json"));
     }
 
     #[test]

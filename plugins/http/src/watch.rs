@@ -7,40 +7,46 @@ use std::time::{Duration, Instant};
 
 use pilot_plugin::Host;
 
-/// For a request to come, from the end of the one before.
-const REQUEST: Duration = Duration::from_secs(30);
-/// For an answer to go on.
-const STALL: Duration = Duration::from_secs(60);
+/// How long a peer may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For a request to come whole, from the end of the one before.
+    pub(crate) request: Duration,
+    /// For an answer to go on.
+    pub(crate) stall: Duration,
+}
 
 /// Until when something has to happen on a stream.
 pub(crate) struct Watch {
     until: Cell<Instant>,
     answering: Cell<bool>,
+    patience: Patience,
 }
 
 impl Watch {
-    pub(crate) fn new() -> Rc<Self> {
-        let watch = Self { until: Cell::new(Instant::now()), answering: Cell::new(false) };
-        watch.extend(REQUEST);
+    pub(crate) fn new(patience: Patience) -> Rc<Self> {
+        let (until, answering) = (Cell::new(Instant::now()), Cell::new(false));
+        let watch = Self { until, answering, patience };
+        watch.extend(patience.request);
         Rc::new(watch)
     }
 
     /// A whole request is here.
     pub(crate) fn answering(&self) {
         self.answering.set(true);
-        self.extend(STALL);
+        self.extend(self.patience.stall);
     }
 
     /// Its answer is given.
     pub(crate) fn answered(&self) {
         self.answering.set(false);
-        self.extend(REQUEST);
+        self.extend(self.patience.request);
     }
 
     /// The peer took bytes.
     pub(crate) fn wrote(&self) {
         if self.answering.get() {
-            self.extend(STALL);
+            self.extend(self.patience.stall);
         }
     }
 

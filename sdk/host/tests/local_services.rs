@@ -248,6 +248,22 @@ fn http_turns_away_what_is_too_much() {
     assert!(Input::new(&third).response().0.starts_with("http/1.1 404"));
 }
 
+#[test]
+fn http_lets_go_of_who_is_too_slow() {
+    let (world, dir) = (World::new(), tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("large.bin"), vec![0; 4 << 20]).unwrap();
+    let config = json!({ "folder": dir.path(), "request-seconds": 1, "stall-seconds": 1 });
+    let instance = start(&world, "http", &config);
+    let far = open(&instance, 80);
+    far.send("GET / HTTP/1.1\r\nHo").unwrap();
+    assert!(far.recv().is_err());
+    // A reader that takes nothing.
+    let far = open(&instance, 80);
+    far.send("GET /large.bin HTTP/1.1\r\nHost: n\r\n\r\n").unwrap();
+    wait_for("the end of the stream", || instance.stats().streams == 0);
+    assert!(far.recv_all().is_err());
+}
+
 /// A client of the secure channel, ours or a published one.
 struct Client<'a> {
     far: &'a Far,
@@ -336,6 +352,16 @@ fn a_secure_channel_echoes_to_ours_and_to_published_clients() {
     let far = open(&instance, 443);
     far.send(vec![0; 32]).unwrap();
     assert!(far.recv().is_err());
+}
+
+#[test]
+fn a_secure_channel_has_ten_seconds_for_its_keys() {
+    let world = World::new();
+    let instance = start(&world, "secure", &json!({}));
+    let far = open(&instance, 443);
+    far.send(vec![1; 31]).unwrap();
+    let error = far.recv().unwrap_err().to_string();
+    assert!(error.contains("10 s"), "{error}");
 }
 
 #[test]
