@@ -106,7 +106,7 @@ fn data_exchange_keeps_messages_and_files_and_continues_them() {
     let saved: Value = serde_json::from_slice(&saved).unwrap();
     assert_eq!((&saved["data"], &saved["from"]), (&json!("hello"), &json!("0:0000.0000.004D")));
 
-    let contents: Vec<u8> = (0..9_000_000u32).map(|i| (i * 31 >> 3) as u8).collect();
+    let contents: Vec<u8> = (0..9_000_000u32).map(|i| ((i * 31) >> 3) as u8).collect();
     let hash = Sha256::digest(&contents);
     let offer = serde_json::to_vec(&FileOffer {
         sha256: Some(hash_to_hex(&hash.into())),
