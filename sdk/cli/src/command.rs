@@ -14,7 +14,9 @@ mod daemon_start;
 mod daemon_status;
 mod daemon_stop;
 mod deregister;
+mod disable_tasks;
 mod disconnect;
+mod enable_tasks;
 mod find;
 mod handshake;
 mod inbox;
@@ -22,12 +24,16 @@ mod info;
 mod init;
 mod listen;
 mod lookup;
+mod name_register;
 mod peers;
 mod pending;
 mod ping;
+mod publish;
 mod received;
 mod recv;
 mod reject;
+mod resolve;
+mod secure_connect;
 mod send;
 mod send_file;
 mod send_message;
@@ -35,6 +41,14 @@ mod set_hostname;
 mod set_private;
 mod set_public;
 mod set_tags;
+mod subscribe;
+mod task_accept;
+mod task_decline;
+mod task_execute;
+mod task_list;
+mod task_queue;
+mod task_send_results;
+mod task_submit;
 mod trust;
 mod untrust;
 
@@ -75,6 +89,20 @@ pub(crate) static COMMANDS: &[Spec] = &[
     send_message::SPEC,
     received::SPEC,
     inbox::SPEC,
+    subscribe::SPEC,
+    publish::SPEC,
+    secure_connect::SPEC,
+    resolve::SPEC,
+    name_register::SPEC,
+    enable_tasks::SPEC,
+    disable_tasks::SPEC,
+    task_submit::SPEC,
+    task_accept::SPEC,
+    task_decline::SPEC,
+    task_execute::SPEC,
+    task_send_results::SPEC,
+    task_list::SPEC,
+    task_queue::SPEC,
     bench::SPEC,
     context::SPEC,
     completions::SPEC,

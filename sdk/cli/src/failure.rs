@@ -4,8 +4,8 @@ use pilot_sdk::{ConnectError, ErrorKind};
 use serde_json::{Map, Value, json};
 
 /// A failed command. The codes are `invalid_argument`, `not_found`,
-/// `already_exists`, `not_running`, `connection_failed`, `timeout` and
-/// `internal`.
+/// `already_exists`, `not_running`, `connection_failed`, `timeout`, `internal`,
+/// and of the task commands `invalid_state` and `expired`.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: &'static str,

@@ -33,6 +33,8 @@ pub(crate) const ERROR_CODES: &[(&str, &str)] = &[
     ("not_running", "the daemon does not run"),
     ("connection_failed", "the daemon, the registry or the peer refused or cannot be reached"),
     ("timeout", "no answer in time"),
+    ("invalid_state", "the task is in another status"),
+    ("expired", "the task was not answered in time"),
     ("internal", "anything else"),
 ];
 

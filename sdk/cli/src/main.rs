@@ -9,11 +9,14 @@ mod cx;
 mod failure;
 mod help;
 mod home;
+mod nameserver;
 mod output;
 mod peer;
 mod process;
 mod progress;
+mod secure;
 mod spec;
+mod tasks;
 
 use std::process::ExitCode;
 

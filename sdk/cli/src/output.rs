@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, ContentArrangement, Table};
 use owo_colors::OwoColorize;
+pub(crate) use pilot_wire::service::rfc3339::format as rfc3339;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -238,23 +239,6 @@ pub(crate) fn seconds(total: u64) -> String {
         (0, _, _) => format!("{h}h {m}m"),
         _ => format!("{d}d {h}h"),
     }
-}
-
-/// Unix seconds as `YYYY-MM-DDTHH:MM:SSZ` (RFC 3339).
-pub(crate) fn rfc3339(unix: i64) -> String {
-    let (days, rest) = (unix.div_euclid(86_400), unix.rem_euclid(86_400));
-    // Days since 0000-03-01, in eras of 400 years (H. Hinnant's civil_from_days).
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + i64::from(month <= 2);
-    let (h, m, s) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}Z")
 }
 
 #[cfg(test)]

@@ -7,17 +7,34 @@
 //! `native` (a shared library in this process), `process` (the same library in
 //! a child process) and `lua`. The `manager` decides what runs.
 
+pub mod events;
+mod files;
 mod instance;
+pub mod journal;
+mod loaders;
+mod manager;
 mod native;
 mod platform;
 mod process;
+mod schema;
+mod settings;
+mod store;
 mod stream;
+mod watch;
 
 pub use instance::{
     Backend, BoxFuture, Context, Failure, Incident, Instance, KeyValue, Limits, Observer,
     StartError, Stats, StoreError,
 };
+pub use loaders::Loaders;
+pub use manager::{
+    Deliver, DrainingStatus, FileKind, LastReload, Loader, Manager, ManagerError, ManagerOptions,
+    PluginReload, PluginStatus, Provides, ReloadReport, ReloadResult, ServiceStatus, SinkHandle,
+    Sinks, State,
+};
 pub use native::{OpenError, open_native};
 pub use platform::{CallError, Platform, PortService};
 pub use process::{ProcessError, open_process, run_child};
+pub use settings::{Entry, Isolation, Lines, Ports, Settings, SettingsError};
+pub use store::{STORE_MAX_KEY, STORE_MAX_VALUE, STORE_QUOTA, Stores};
 pub use stream::{BoxStream, HostStream};

@@ -56,7 +56,7 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
 }
 
 /// All of standard input without its last newline.
-async fn read_input() -> Result<String, Failure> {
+pub(super) async fn read_input() -> Result<String, Failure> {
     // On a thread of its own: standard input cannot be awaited.
     let read = tokio::task::spawn_blocking(|| {
         let mut bytes = Vec::new();

@@ -32,6 +32,8 @@ pub struct Behaviour {
     pub send_credit: u32,
     /// Whether port 1001 takes files in chunks.
     pub large_files: bool,
+    /// Whether it answers port 1001 itself; else a client may bind it.
+    pub exchange: bool,
     /// Own node number.
     pub node: u32,
 }
@@ -43,6 +45,7 @@ impl Default for Behaviour {
             features: Features::ALL,
             send_credit: 256 * 1024,
             large_files: true,
+            exchange: true,
             node: 1,
         }
     }
@@ -123,6 +126,14 @@ impl MockDaemon {
     /// Breaks a connection.
     pub fn reset(&self, connection: u32, code: ErrorCode, text: &str) {
         self.shared.state.lock().expect("state").reset(connection, code, text);
+    }
+
+    /// Breaks connections from a task of its own.
+    pub fn resetter(&self) -> impl Fn(u32, ErrorCode, &str) + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        move |connection, code, text| {
+            shared.state.lock().expect("state").reset(connection, code, text);
+        }
     }
 
     /// Sends a datagram to every client.

@@ -121,7 +121,9 @@ impl State {
     pub fn command(&mut self, me: &Client, tag: Option<u32>, command: &Command<'_>) -> usize {
         match *command {
             Command::Bind { port }
-                if port == 7 || port == 1001 || self.ports.contains_key(&port) =>
+                if port == 7
+                    || (port == 1001 && self.behaviour.exchange)
+                    || self.ports.contains_key(&port) =>
             {
                 let text = format!("port {port} already bound");
                 me.error(tag, ErrorCode::ALREADY_EXISTS, &text);
@@ -188,7 +190,7 @@ impl State {
         self.next += 2;
         match (to.port, bound) {
             (7, _) => self.add(id, me, Peer::Echo),
-            (1001, _) => {
+            (1001, _) if self.behaviour.exchange => {
                 let exchange = Exchange::new(self.behaviour.large_files);
                 self.add(id, me, Peer::Exchange(exchange));
             }

@@ -299,6 +299,18 @@ impl Far {
     }
 }
 
+impl Drop for Far {
+    /// The peer closes.
+    fn drop(&mut self) {
+        self.outgoing.change(|pipe| pipe.ended = true);
+        self.incoming.change(|pipe| {
+            if !pipe.ended && pipe.broken.is_none() {
+                pipe.broken = Some("closed by the peer".to_owned());
+            }
+        });
+    }
+}
+
 /// A platform that keeps what it is told.
 #[derive(Default)]
 pub struct World {
@@ -307,6 +319,7 @@ pub struct World {
     /// The other ends of dialled streams.
     pub dialled: Mutex<Vec<(String, Far)>>,
     pub datagrams: Mutex<Vec<(SocketAddress, u16, Bytes)>>,
+    pub ports: Mutex<BTreeMap<u16, Arc<dyn PortService>>>,
     store: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
@@ -326,6 +339,14 @@ impl World {
             limits,
             granted: ["*".to_owned()].into(),
         }
+    }
+
+    /// Opens a stream to whatever answers on `port`.
+    pub fn open(&self, port: u16) -> Far {
+        let service = self.ports.lock().unwrap().get(&port).cloned().expect("nobody listens");
+        let (near, far) = stream(port);
+        service.open(near);
+        far
     }
 
     pub fn has_incident(&self, wanted: impl Fn(&Incident) -> bool) -> bool {
@@ -371,11 +392,14 @@ impl Platform for World {
         self.events.lock().unwrap().push((name.to_owned(), data));
     }
 
-    fn listen(&self, _: u16, _: Arc<dyn PortService>) -> BoxFuture<Result<(), String>> {
+    fn listen(&self, port: u16, service: Arc<dyn PortService>) -> BoxFuture<Result<(), String>> {
+        self.ports.lock().unwrap().insert(port, service);
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn unlisten(&self, _: u16) {}
+    fn unlisten(&self, port: u16) {
+        self.ports.lock().unwrap().remove(&port);
+    }
 }
 
 impl Observer for World {

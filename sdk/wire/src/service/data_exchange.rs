@@ -26,6 +26,11 @@
 //!    of an offer with `sha256` for a while, and answers the next such offer
 //!    with `HAVE`. What failed the check at the end is not kept.
 //!
+//! 6. The connection can break when only the last answer is missing. A sender
+//!    that tries again says so with `retry`; a receiver that has finished this
+//!    very file of this node in the last minutes then says `HAVE` with the whole
+//!    size, and answers the end without keeping the file twice.
+//!
 //! Either side may be older: a receiver that does not know the extra keys of an
 //! offer ignores them and never says `HAVE`; a sender that does not know `HAVE`
 //! never sends the keys, so it is never said to it.
@@ -130,12 +135,16 @@ pub struct FileOffer {
     /// nothing without `sha256`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resume: bool,
+    /// Whether the sender has tried before and may have missed the answer to
+    /// the end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retry: bool,
 }
 
 impl FileOffer {
     /// An offer of a file that is sent from the start and checked at the end.
     pub fn new(name: impl Into<String>, size: u64) -> Self {
-        Self { name: name.into(), size, sha256: None, resume: false }
+        Self { name: name.into(), size, ..Self::default() }
     }
 
     /// The hash by which what has come of this file can be found again, if the
