@@ -38,6 +38,7 @@ pub use manager::{
 #[doc(hidden)]
 pub use native::time_events;
 pub use native::{OpenError, open_native};
+pub use pilot_plugin::Peer;
 pub use platform::{CallError, Platform, PortService};
 pub use process::{ProcessError, open_process, run_child};
 pub use settings::{Entry, Isolation, Lines, Ports, Settings, SettingsError};
