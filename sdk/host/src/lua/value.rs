@@ -1,7 +1,6 @@
 //! JSON and Lua values, both ways, with bounds: a Lua table can contain itself,
 //! or a million references to one.
 
-use mlua::serde::ser::Options;
 use mlua::{Error, Lua, LuaSerdeExt, Table, Value};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value as Json};
@@ -46,12 +45,6 @@ pub(super) fn from_json(lua: &Lua, value: &Json) -> mlua::Result<Value> {
     Seed { lua, depth: 0, element: false }
         .deserialize(value)
         .map_err(|e| Error::runtime(e.to_string()))
-}
-
-/// The Lua value of one of our types; what is absent or null is nil.
-pub(super) fn from_serde(lua: &Lua, value: &impl serde::Serialize) -> mlua::Result<Value> {
-    let options = Options::new().serialize_none_to_null(false).serialize_unit_to_null(false);
-    lua.to_value_with(value, options)
 }
 
 /// As [`from_json`], in tables that cannot be changed.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use mlua::chunk::ChunkMode;
 use mlua::{Function, IntoLuaMulti, Lua, LuaOptions, MultiValue, StdLib, Value};
+use pilot_plugin::{Batch, JoinRequest};
 use serde_json::Value as Json;
 
 use super::declaration::{self, Declaration, Functions};
@@ -47,6 +48,7 @@ pub(super) struct Vm {
     pub(super) functions: Functions,
     live: Arc<Live>,
     traceback: Function,
+    ask: Function,
 }
 
 impl Vm {
@@ -71,7 +73,7 @@ impl Vm {
         let guard = Guard::new(gauge);
         let limit = usize::try_from(live.limits.memory).unwrap_or(usize::MAX);
         lua.set_memory_limit(limit).map_err(inner)?;
-        let traceback = close(&lua, live, &guard, config).map_err(inner)?;
+        let (traceback, ask) = close(&lua, live, &guard, config).map_err(inner)?;
         guard.watch(&lua);
         guard.set_limit(live.limits.start);
 
@@ -93,7 +95,7 @@ impl Vm {
             })?;
         let (declaration, functions) = declaration::read(&lua, &returned, &live.source)?;
         guard.set_limit(live.limits.callback);
-        Ok((Self { lua, guard, functions, live: Arc::clone(live), traceback }, declaration))
+        Ok((Self { lua, guard, functions, live: Arc::clone(live), traceback, ask }, declaration))
     }
 
     /// Begins a call; it goes on when the future is polled.
@@ -116,6 +118,50 @@ impl Vm {
             })
         };
         begin().map_err(|e| self.failed(&e, None))
+    }
+
+    /// Begins to ask the rule; none if the script is none.
+    pub(super) fn begin_validate(&self, r: &JoinRequest) -> Option<Result<Running, ScriptError>> {
+        let validate = self.functions.validate.as_ref()?;
+        let proof = match value::from_json(&self.lua, &r.proof) {
+            Ok(proof) => proof,
+            Err(error) => return Some(Err(self.failed(&error, None))),
+        };
+        // Milliseconds since 1970 are far below 2^53.
+        #[expect(clippy::cast_precision_loss, reason = "Lua has no other numbers")]
+        let at_ms = r.at_ms as f64;
+        let args = (
+            validate,
+            r.rule.as_str(),
+            r.network,
+            r.network_name.as_str(),
+            r.node.0,
+            r.address.to_string(),
+            r.public_key.as_str(),
+            r.owner.as_str(),
+            r.hostname.as_str(),
+            r.tags.as_slice(),
+            proof,
+            r.source.as_str(),
+            at_ms,
+        );
+        Some(self.begin(Callback::Validate, &self.ask, args))
+    }
+
+    /// Begins to give events to the sink; none if the script is none.
+    pub(super) fn begin_deliver(&self, batch: &Batch) -> Option<Result<Running, ScriptError>> {
+        let deliver = self.functions.deliver.as_ref()?;
+        let events = || {
+            let events = self.lua.create_table()?;
+            for line in batch.json() {
+                events.raw_push(value::parse(&self.lua, line.as_bytes())?)?;
+            }
+            Ok(events)
+        };
+        Some(match events() {
+            Ok(events) => self.begin(Callback::Deliver, deliver, events),
+            Err(error) => Err(self.failed(&error, None)),
+        })
     }
 
     /// Runs a call that has begun to its end.
@@ -164,8 +210,14 @@ impl Drop for Vm {
 }
 
 /// Gives the machine its functions, takes what must not be there, and closes
-/// it. Gives the traceback of a coroutine.
-fn close(lua: &Lua, live: &Arc<Live>, guard: &Arc<Guard>, config: &Json) -> mlua::Result<Function> {
+/// it. Gives the function that makes the traceback of a coroutine, and the one
+/// that asks a rule.
+fn close(
+    lua: &Lua,
+    live: &Arc<Live>,
+    guard: &Arc<Guard>,
+    config: &Json,
+) -> mlua::Result<(Function, Function)> {
     let globals = lua.globals();
     api::install(lua, live, guard)?;
     let empty = Json::Object(serde_json::Map::new());
@@ -190,10 +242,11 @@ fn close(lua: &Lua, live: &Arc<Live>, guard: &Arc<Guard>, config: &Json) -> mlua
             other => Ok(Some(other.to_string()?)),
         })?
     };
-    lua.load(include_str!("prelude.luau"))
+    let ask = lua
+        .load(include_str!("prelude.luau"))
         .set_name("=prelude")
         .set_mode(ChunkMode::Text)
-        .call::<()>((Value::LightUserData(Lua::poll_pending()), check, text, LONGEST_SEARCH))?;
+        .call((Value::LightUserData(Lua::poll_pending()), check, text, LONGEST_SEARCH))?;
     lua.sandbox(true)?;
-    Ok(traceback)
+    Ok((traceback, ask))
 }

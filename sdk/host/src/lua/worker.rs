@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mlua::{MultiValue, Value};
+use mlua::MultiValue;
 use pilot_plugin::{Batch, Delivery, JoinRequest, Verdict};
 use pilot_wire::SocketAddress;
 use serde_json::Value as Json;
@@ -26,7 +26,7 @@ use super::gauge::{Callback, Gauge};
 use super::link::{Link, StreamHandle};
 use super::live::Live;
 use super::vm::{Running, Vm};
-use super::{answer, api, value};
+use super::{answer, api};
 use crate::instance::{Failure, Incident};
 use crate::stream::BoxStream;
 
@@ -273,42 +273,23 @@ impl Worker {
         reply: oneshot::Sender<Result<Verdict, Failure>>,
     ) {
         let limit = self.live.limits.validate;
-        self.ask(
-            Callback::Validate,
-            limit,
-            reply,
-            |vm| vm.functions.validate.clone(),
-            |vm| value::from_serde(&vm.lua, request),
-            answer::verdict,
-        );
+        let begin = |vm: &Vm| vm.begin_validate(request);
+        self.ask(Callback::Validate, limit, reply, begin, answer::verdict);
     }
 
     fn deliver(&mut self, batch: &Batch, reply: oneshot::Sender<Result<Delivery, Failure>>) {
         let limit = self.live.limits.deliver;
-        self.ask(
-            Callback::Deliver,
-            limit,
-            reply,
-            |vm| vm.functions.deliver.clone(),
-            |vm| {
-                let events = vm.lua.create_table()?;
-                for line in batch.json() {
-                    events.raw_push(value::parse(&vm.lua, line.as_bytes())?)?;
-                }
-                Ok(Value::Table(events))
-            },
-            answer::delivery,
-        );
+        let begin = |vm: &Vm| vm.begin_deliver(batch);
+        self.ask(Callback::Deliver, limit, reply, begin, answer::delivery);
     }
 
-    /// Calls a function with one argument, and sends what its answer means.
+    /// Begins a call, and sends what its answer means.
     fn ask<T: 'static>(
         &mut self,
         callback: Callback,
         limit: Duration,
         reply: oneshot::Sender<Result<T, Failure>>,
-        function: impl FnOnce(&Vm) -> Option<mlua::Function>,
-        argument: impl FnOnce(&Vm) -> mlua::Result<Value>,
+        begin: impl FnOnce(&Vm) -> Option<Result<Running, ScriptError>>,
         meaning: impl FnOnce(&MultiValue) -> Result<T, String> + 'static,
     ) {
         let vm = match self.machine() {
@@ -320,13 +301,10 @@ impl Worker {
                 return;
             }
         };
-        let Some(function) = function(&vm) else {
+        let Some(running) = begin(&vm) else {
             let _ = reply.send(Err(Failure::Unsupported));
             return;
         };
-        let running = argument(&vm)
-            .map_err(|e| vm.failed(&e, None))
-            .and_then(|argument| vm.begin(callback, &function, argument));
         let live = Arc::clone(&self.live);
         let own = Arc::clone(&vm);
         let answered = move |result: Result<Option<MultiValue>, ScriptError>| {
