@@ -79,7 +79,8 @@ fn say(session: &mut Session, kind: Kind, payload: &[u8]) -> Vec<String> {
 fn offer(name: &str, contents: &[u8], resume: bool) -> Vec<u8> {
     let sha256 = Some(hash_to_hex(&Sha256::digest(contents).into()));
     let size = contents.len() as u64;
-    json::to_vec(&FileOffer { name: name.into(), size, sha256, resume }).unwrap()
+    json::to_vec(&FileOffer { name: name.into(), size, sha256, resume, ..Default::default() })
+        .unwrap()
 }
 
 #[test]
