@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pilot_host::events::{EventError, Happening};
+use pilot_host::events::Happening;
 use pilot_host::{BoxFuture, BoxStream, CallError, Peer, Platform, PortService};
 use pilot_wire::{Address, NodeId, SocketAddress};
 use serde_json::{Map, Value};
@@ -69,28 +69,6 @@ impl DaemonPlatform {
     }
 }
 
-/// First parts of names that the host of plugins itself emits. What plugins
-/// emit under these it refuses before it comes here.
-const OF_THE_HOST: [&str; 3] = ["plugin", "config", "sink"];
-
-/// The event of this name and data. One of the host is told even when it says
-/// less than is documented; one of a plugin has to be a plugin's.
-fn happening(name: &str, mut data: Map<String, Value>) -> Result<Happening, EventError> {
-    if !name.split_once('.').is_some_and(|(part, _)| OF_THE_HOST.contains(&part)) {
-        return Happening::of_plugin(name, data);
-    }
-    if let Some(plugin) = data.remove("plugin") {
-        data.entry("name").or_insert(plugin);
-    }
-    match Happening::parse(name, Some(data.clone())) {
-        Err(EventError::Data { name, reason }) => {
-            tracing::debug!(%name, "an event says less than is documented: {reason}");
-            Ok(Happening::Other { name, data: Some(data) })
-        }
-        other => other,
-    }
-}
-
 /// What is told once the runtime has ended.
 const ENDING: &str = "the daemon is shutting down";
 
@@ -134,10 +112,14 @@ impl Platform for DaemonPlatform {
         if !self.events.wanted() {
             return;
         }
-        match happening(name, data) {
+        match Happening::of_plugin(name, data) {
             Ok(happening) => self.events.emit(|| happening),
             Err(error) => tracing::debug!("an event of a plugin was refused: {error}"),
         }
+    }
+
+    fn tell(&self, happening: Happening) {
+        self.events.emit(|| happening);
     }
 
     fn listen(&self, port: u16, service: Arc<dyn PortService>) -> BoxFuture<Result<(), String>> {
@@ -190,7 +172,7 @@ mod tests {
 
     fn of(name: &str, data: Value) -> Result<Happening, EventError> {
         let Value::Object(data) = data else { panic!() };
-        happening(name, data)
+        Happening::of_plugin(name, data)
     }
 
     #[test]
@@ -199,22 +181,10 @@ mod tests {
         let happened = of("message.received", message).unwrap();
         assert!(matches!(happened, Happening::MessageReceived { size: 4, .. }), "{happened:?}");
         assert!(of("orders.received", json!({"n": 1})).is_ok());
-        for name in ["tunnel.lost", "node.registered", "security.refused", "Orders"] {
+        for name in
+            ["tunnel.lost", "node.registered", "security.refused", "plugin.loaded", "Orders"]
+        {
             assert!(of(name, json!({})).is_err(), "{name}");
         }
-    }
-
-    #[test]
-    fn what_the_host_says_is_told_whatever_is_missing() {
-        let died = json!({"plugin": "echo", "generation": 3, "reason": "signal 11"});
-        let expected = Happening::PluginDied {
-            generation: 3,
-            name: "echo".into(),
-            reason: "signal 11".into(),
-        };
-        assert_eq!(of("plugin.died", died), Ok(expected));
-        let happened = of("plugin.loaded", json!({"plugin": "echo"})).unwrap();
-        assert_eq!(happened.name(), "plugin.loaded");
-        assert_eq!(happened.data().unwrap()["name"], "echo");
     }
 }

@@ -76,6 +76,12 @@ impl Setup {
             .filter(|(ours, _)| *ours)
             .map(|(_, name)| config.data.join(name))
             .collect();
+        for folder in &options.folders {
+            // So that there is a place to drop files into.
+            if let Err(error) = crate::durable::make_folder(folder) {
+                tracing::warn!("cannot make the folder {}: {error}", folder.display());
+            }
+        }
         Self { shortcuts: shortcuts(config, &options.defaults), options }
     }
 

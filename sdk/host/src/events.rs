@@ -13,7 +13,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 pub use format::{Format, Json, Stamp};
-pub use kinds::{ApprovalReason, Budget, Happening};
+pub use kinds::{ApprovalReason, Happening};
 pub use schema::{reference, schema};
 pub use time::Timestamp;
 

@@ -7,6 +7,7 @@ use pilot_plugin::Peer;
 use pilot_wire::{Address, SocketAddress};
 use serde_json::{Map, Value};
 
+use crate::events::Happening;
 use crate::instance::BoxFuture;
 use crate::stream::BoxStream;
 
@@ -44,8 +45,13 @@ pub trait Platform: Send + Sync + 'static {
     /// Does `method` with `request` (`docs/PLUGINS.md`, "Host methods").
     fn call(&self, method: &str, request: Value) -> BoxFuture<Result<Value, CallError>>;
 
-    /// Takes an event. What cannot be kept is counted and shows as a gap.
+    /// Takes an event of a plugin or script, which may not bear a name of the
+    /// host's own ([`Happening::of_plugin`]). What cannot be kept is counted and
+    /// shows as a gap.
     fn emit(&self, name: &str, data: Map<String, Value>);
+
+    /// Takes an event of the host itself.
+    fn tell(&self, happening: Happening);
 
     /// Has `service` answer on `port` from now on, instead of an earlier
     /// service; the answer comes when it does.

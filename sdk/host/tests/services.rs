@@ -113,6 +113,10 @@ impl Platform for Net {
         self.world.emit(name, data);
     }
 
+    fn tell(&self, happening: pilot_host::events::Happening) {
+        self.world.tell(happening);
+    }
+
     fn listen(&self, _: u16, _: Arc<dyn PortService>) -> BoxFuture<Result<(), String>> {
         Box::pin(std::future::ready(Ok(())))
     }

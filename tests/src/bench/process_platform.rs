@@ -57,6 +57,8 @@ impl Platform for Alone {
 
     fn emit(&self, _: &str, _: Map<String, Value>) {}
 
+    fn tell(&self, _: pilot_host::events::Happening) {}
+
     fn listen(&self, _: u16, _: Arc<dyn PortService>) -> BoxFuture<Result<(), String>> {
         nothing(Ok(()))
     }

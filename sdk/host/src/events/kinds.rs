@@ -324,8 +324,6 @@ happenings! {
     }
     /// A changed configuration is in use.
     ConfigReloaded = "config.reloaded" {
-        /// Keys that changed.
-        changed: Vec<String>,
         /// The file.
         file: String,
     }
@@ -366,8 +364,9 @@ happenings! {
     }
     /// A new or changed file could not be used. What ran before goes on.
     PluginReloadFailed = "plugin.reload_failed" {
-        /// The file.
-        file: String,
+        /// The file; absent when there is none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
         /// The generation that goes on; absent when none runs.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         generation: Option<u64>,
@@ -378,23 +377,21 @@ happenings! {
     }
     /// A callback panicked; the instance is replaced.
     PluginPanicked = "plugin.panicked" {
-        /// The callback.
-        callback: String,
         /// Which generation.
         generation: u64,
         /// Name of the plugin or script.
         name: String,
-        /// What the panic said.
+        /// In which callback, and what the panic said.
         reason: String,
     }
     /// A callback did not return in time; the instance is replaced.
     PluginHung = "plugin.hung" {
-        /// The callback.
-        callback: String,
         /// Which generation.
         generation: u64,
         /// Name of the plugin or script.
         name: String,
+        /// In which callback.
+        reason: String,
     }
     /// An instance ended although nobody asked for it.
     PluginDied = "plugin.died" {
@@ -407,32 +404,22 @@ happenings! {
     }
     /// A plugin failed too often and is not started again by itself for now.
     PluginSwitchedOff = "plugin.switched_off" {
-        /// Failures in a row.
-        failures: u64,
         /// Which generation was the last.
         generation: u64,
         /// Name of the plugin or script.
         name: String,
-        /// The last failure.
+        /// The last failure, and what happens next.
         reason: String,
-        /// When it is tried again, in milliseconds from this event; absent when
-        /// that needs somebody.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        retry_after_ms: Option<u64>,
     }
     /// A plugin uses more than it may, and is given no new streams until it
     /// does not.
     PluginOverBudget = "plugin.over_budget" {
-        /// What there is too much of.
-        budget: Budget,
         /// Which generation.
         generation: u64,
-        /// How much it may use: cores, bytes, events a second, streams, messages.
-        limit: f64,
         /// Name of the plugin or script.
         name: String,
-        /// How much it uses, in the same unit.
-        used: f64,
+        /// What there is too much of, how much it is and how much it may be.
+        reason: String,
     }
     /// A plugin or script was taken away; its last generation drains.
     PluginRemoved = "plugin.removed" {
@@ -579,20 +566,4 @@ pub enum ApprovalReason {
     Mutual,
     /// Both are in one network.
     SameNetwork,
-}
-
-/// What a plugin uses too much of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Budget {
-    /// Processor time, in cores.
-    Cpu,
-    /// Memory, in bytes.
-    Memory,
-    /// Events it emits, a second.
-    Events,
-    /// Open streams.
-    Streams,
-    /// Messages waiting for it.
-    Queue,
 }

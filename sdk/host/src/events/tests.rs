@@ -157,18 +157,14 @@ fn what_is_written_fits_the_schema() {
     });
     let ours = [
         Happening::PluginSwitchedOff {
-            failures: 5,
             generation: 9,
             name: "echo".into(),
             reason: "it said \"no\"\n".into(),
-            retry_after_ms: None,
         },
         Happening::PluginOverBudget {
-            budget: Budget::Cpu,
             generation: 2,
-            limit: 0.9,
             name: "spin".into(),
-            used: 0.99,
+            reason: "0.99 of a core, 0.9 are allowed".into(),
         },
         Happening::EventsDropped {
             count: 3,

@@ -12,7 +12,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use pilot_plugin::Manifest;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::decide::Cause;
 use super::gate::{self, PortSlot, Running};
@@ -20,6 +20,7 @@ use super::plugin::{Claims, Delivery, Generation, provides, stays_open};
 use super::status::{PluginReload, ReloadResult};
 use super::worker::Worker;
 use super::{Rule, lock};
+use crate::events::Happening;
 use crate::files::{self, Demands};
 use crate::instance::{Backend, Context};
 use crate::schema;
@@ -83,8 +84,9 @@ impl Worker {
                 done.result = ReloadResult::Started;
                 let (file, sha256) = (new.file.display().to_string(), new.sha256.clone());
                 plugin.known = Some((new.manifest.clone(), new.provides.clone()));
+                let (generation, version) = (new.number, new.manifest.version.clone());
                 let before = plugin.running.replace(*new);
-                let event = if before.is_some() { "plugin.reloaded" } else { "plugin.loaded" };
+                let previous = before.as_ref().map(|before| before.number);
                 if let Some(before) = before {
                     done.result = ReloadResult::Reloaded;
                     Self::drain(plugin, &before, drain);
@@ -101,11 +103,18 @@ impl Worker {
                     ms = now.saturating_duration_since(began).as_millis(),
                     "running"
                 );
-                let data = json!({
-                    "plugin": name, "generation": done.generation, "file": file,
-                    "sha256": sha256, "cause": cause.text(),
-                });
-                Some((event, data))
+                let name = name.to_owned();
+                Some(match previous {
+                    Some(previous) => Happening::PluginReloaded {
+                        file,
+                        generation,
+                        name,
+                        previous,
+                        sha256,
+                        version,
+                    },
+                    None => Happening::PluginLoaded { file, generation, name, sha256, version },
+                })
             }
             Err(failed) => {
                 let retry = plugin.machine.failed(now, cause);
@@ -127,19 +136,18 @@ impl Worker {
                     plugin.reason = Some(failed.text.clone());
                     tracing::error!(plugin = name, "not loaded: {}", failed.text);
                 }
-                let data = json!({
-                    "plugin": name, "generation": done.generation, "reason": failed.text,
-                    "cause": cause.text(),
-                    "file": plugin.wanted.file.as_ref().map(|file| file.display().to_string()),
-                    "kept": plugin.running.is_some(),
-                });
-                done.error = Some(failed.text);
-                Some(("plugin.reload_failed", data))
+                done.error = Some(failed.text.clone());
+                Some(Happening::PluginReloadFailed {
+                    file: plugin.wanted.file.as_ref().map(|file| file.display().to_string()),
+                    generation: plugin.running.as_ref().map(|running| running.number),
+                    name: name.to_owned(),
+                    reason: failed.text,
+                })
             }
         };
         self.note(name, cause, &done);
-        if let Some((event, data)) = event {
-            self.emit(event, data);
+        if let Some(event) = event {
+            self.platform.tell(event);
         }
         done
     }

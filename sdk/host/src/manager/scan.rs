@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::decide::{Cause, Do};
 use super::plugin::{Fingerprint, Plugin, Wanted};
 use super::status::{FileKind, PluginReload, ReloadReport, ReloadResult};
 use super::worker::Worker;
+use crate::events::Happening;
 use crate::files;
 use crate::settings::{Entry, Settings, merge};
 use crate::watch::Watched;
@@ -114,8 +115,8 @@ impl Worker {
         let Some(file) = self.options.config_file.clone() else { return };
         let refuse = |worker: &mut Self, problem: String| {
             tracing::error!("the configuration is refused, the earlier one stays: {problem}");
-            let data = json!({ "file": file.display().to_string(), "reason": problem });
-            worker.emit("config.refused", data);
+            let file = file.display().to_string();
+            worker.platform.tell(Happening::ConfigRefused { file, reason: problem.clone() });
             worker.config_error = Some(problem);
         };
         let bytes = match std::fs::read(&file) {
@@ -144,8 +145,8 @@ impl Worker {
                 self.config_error = None;
                 if !first {
                     tracing::info!(file = %file.display(), "the configuration was read again");
-                    let data = json!({ "file": file.display().to_string() });
-                    self.emit("config.reloaded", data);
+                    let file = file.display().to_string();
+                    self.platform.tell(Happening::ConfigReloaded { file });
                 }
             }
             Err(problem) => refuse(self, problem),
@@ -314,14 +315,10 @@ impl Worker {
         plugin.gone = true;
         let running = plugin.running.as_ref();
         let generation = running.map_or_else(|| plugin.machine.last(), |g| g.number);
-        let file = running.map(|g| g.file.display().to_string());
-        let sha256 = running.map(|g| g.sha256.clone());
         plugin.reason = Some("its file or entry was removed".to_owned());
         self.stop(name, "it was removed", self.options.drain);
         tracing::info!(plugin = name, generation, "removed");
-        let data =
-            json!({ "plugin": name, "generation": generation, "file": file, "sha256": sha256 });
-        self.emit("plugin.removed", data);
+        self.platform.tell(Happening::PluginRemoved { generation, name: name.to_owned() });
         let done = PluginReload {
             name: name.to_owned(),
             result: ReloadResult::Removed,

@@ -7,13 +7,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::decide::{Cause, Do, Trouble};
 use super::plugin::{Generation, Old, Plugin, now_ms};
 use super::scan::Seen;
 use super::status::{LastReload, PluginReload, ReloadResult};
 use super::{Command, Inner, Loader, ManagerError, ManagerOptions, Shared, Sinks, lock};
+use crate::events::Happening;
 use crate::files::Cache;
 use crate::instance::{Incident, Observer};
 use crate::platform::Platform;
@@ -196,10 +197,10 @@ impl Worker {
         let stuck = plugin.machine.hung();
         let what = plugin.machine.trouble(at, generation, trouble);
         let news = was || plugin.machine.hung() > stuck;
-        let (event, why) = match trouble {
-            Trouble::Panicked => ("plugin.panicked", "it panicked and is being replaced"),
-            Trouble::Hung => ("plugin.hung", "it hangs and is being replaced"),
-            Trouble::Died => ("plugin.died", "it died and is being replaced"),
+        let why = match trouble {
+            Trouble::Panicked => "it panicked and is being replaced",
+            Trouble::Hung => "it hangs and is being replaced",
+            Trouble::Died => "it died and is being replaced",
         };
         if trouble != Trouble::Panicked {
             if was {
@@ -221,8 +222,12 @@ impl Worker {
         if news {
             plugin.reason = Some(text.to_owned());
             tracing::error!(plugin = name, generation, "{text}");
-            let data = json!({ "plugin": name, "generation": generation, "reason": text });
-            self.emit(event, data);
+            let (name, reason) = (name.to_owned(), text.to_owned());
+            self.platform.tell(match trouble {
+                Trouble::Panicked => Happening::PluginPanicked { generation, name, reason },
+                Trouble::Hung => Happening::PluginHung { generation, name, reason },
+                Trouble::Died => Happening::PluginDied { generation, name, reason },
+            });
         }
         self.act(name, what, Cause::Died);
         self.show(name);
@@ -270,8 +275,11 @@ impl Worker {
             plugin.gate.hold(Some(format!("it is over its budget: {over}")));
             plugin.reason = Some(over.clone());
             tracing::warn!(plugin = name, "over its budget, no new streams: {over}");
-            let data = json!({ "plugin": name, "generation": number, "reason": over });
-            self.emit("plugin.over_budget", data);
+            self.platform.tell(Happening::PluginOverBudget {
+                generation: number,
+                name: name.to_owned(),
+                reason: over,
+            });
         }
         self.show(name);
     }
@@ -356,8 +364,8 @@ impl Worker {
         }
         plugin.reason = Some(reason.clone());
         tracing::error!(plugin = name, "switched off: {reason}");
-        let data = json!({ "plugin": name, "generation": generation, "reason": reason });
-        self.emit("plugin.switched_off", data);
+        let off = Happening::PluginSwitchedOff { generation, name: name.to_owned(), reason };
+        self.platform.tell(off);
         self.show(name);
     }
 
@@ -441,13 +449,5 @@ impl Worker {
             let shown = plugin.show(false);
             lock(&self.shared.shown).insert(name.to_owned(), shown);
         }
-    }
-
-    pub(super) fn emit(&self, event: &str, data: Value) {
-        let data = match data {
-            Value::Object(data) => data,
-            _ => Map::new(),
-        };
-        self.platform.emit(event, data);
     }
 }

@@ -27,6 +27,7 @@ use super::talk::{
     Answered, Began, Called, DatagramHead, Emitted, FailureTold, IncidentTold, Line, Load, Opened,
     StatsTold, StoreRequest,
 };
+use crate::events::Happening;
 use crate::instance::{
     Backend, BoxFuture, Context, Incident, Instance, KeyValue, Limits, Observer, StoreError,
 };
@@ -408,6 +409,11 @@ impl Platform for Far {
 
     fn emit(&self, name: &str, data: Map<String, Value>) {
         self.send(Frame::json(Kind::Emit, 0, &Emitted { name: name.to_owned(), data }));
+    }
+
+    fn tell(&self, happening: Happening) {
+        // Nothing in a child is the host; what it says is a plugin's.
+        self.emit(happening.name(), happening.data().unwrap_or_default());
     }
 
     fn listen(&self, _: u16, _: Arc<dyn PortService>) -> BoxFuture<Result<(), String>> {

@@ -12,6 +12,7 @@ use pilot_plugin::Peer;
 use pilot_wire::{Address, NodeId, SocketAddress};
 use serde_json::{Map, Value, json};
 
+use crate::events::Happening;
 use crate::instance::{BoxFuture, Incident, KeyValue, Observer, StoreError};
 use crate::platform::{CallError, Platform, PortService};
 use crate::stream::{BoxStream, HostStream};
@@ -81,6 +82,10 @@ impl Platform for StandIn {
 
     fn emit(&self, name: &str, data: Map<String, Value>) {
         lock(&self.events).push(json!({"event": name, "data": data}));
+    }
+
+    fn tell(&self, happening: Happening) {
+        self.emit(happening.name(), happening.data().unwrap_or_default());
     }
 
     fn listen(&self, _: u16, _: Arc<dyn PortService>) -> BoxFuture<Result<(), String>> {

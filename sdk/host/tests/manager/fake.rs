@@ -217,7 +217,7 @@ impl Process {
     /// Events of this name about this plugin.
     pub(crate) fn events(&self, name: &str, plugin: &str) -> Vec<Map<String, Value>> {
         let events = self.events.lock().unwrap();
-        let about = |data: &Map<String, Value>| data.get("plugin").is_none_or(|p| p == plugin);
+        let about = |data: &Map<String, Value>| data.get("name").is_none_or(|p| p == plugin);
         events.iter().filter(|(n, data)| n == name && about(data)).map(|e| e.1.clone()).collect()
     }
 }
@@ -242,6 +242,11 @@ impl Platform for Process {
     fn call(&self, method: &str, _: Value) -> BoxFuture<Result<Value, CallError>> {
         let method = method.to_owned();
         Box::pin(async { Err(CallError::Unknown(method)) })
+    }
+
+    fn tell(&self, happening: pilot_host::events::Happening) {
+        let data = happening.data().unwrap_or_default();
+        self.events.lock().unwrap().push((happening.name().to_owned(), data));
     }
 
     fn emit(&self, name: &str, data: Map<String, Value>) {

@@ -389,6 +389,10 @@ impl Platform for World {
         self.events.lock().unwrap().push((name.to_owned(), data));
     }
 
+    fn tell(&self, happening: pilot_host::events::Happening) {
+        self.emit(happening.name(), happening.data().unwrap_or_default());
+    }
+
     fn listen(&self, _: u16, _: Arc<dyn PortService>) -> BoxFuture<Result<(), String>> {
         Box::pin(async { Ok(()) })
     }

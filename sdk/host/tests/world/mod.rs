@@ -403,6 +403,11 @@ impl Platform for World {
         Box::pin(std::future::ready(answer))
     }
 
+    fn tell(&self, happening: pilot_host::events::Happening) {
+        let data = happening.data().unwrap_or_default();
+        self.events.lock().unwrap().push((happening.name().to_owned(), data));
+    }
+
     fn emit(&self, name: &str, data: Map<String, Value>) {
         self.events.lock().unwrap().push((name.to_owned(), data));
     }
