@@ -190,7 +190,9 @@ impl Config {
         }
         let max_connections = settings.parse("max-connections", "a number from 1")?;
         if max_connections == 0 {
-            return Err(settings.refuse("max-connections", "is 0, expected a number from 1").into());
+            return Err(settings
+                .refuse("max-connections", "is 0, expected a number from 1")
+                .into());
         }
         let path = |key| Some(settings.text(key)).filter(|s| !s.is_empty()).map(PathBuf::from);
         let plugins = match settings.file() {

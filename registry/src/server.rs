@@ -96,8 +96,8 @@ impl Registry {
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));
         let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
-        let (writer, thread) = Writer::start(Arc::clone(&state), log, events.clone())
-            .map_err(StartError::Thread)?;
+        let (writer, thread) =
+            Writer::start(Arc::clone(&state), log, events.clone()).map_err(StartError::Thread)?;
         let service = Service::new(state, config.register_rate, config.owner_recovery)
             .with_rules(Arc::new(plugins.clone()))
             .with_events(events);

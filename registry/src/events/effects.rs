@@ -22,8 +22,7 @@ pub(crate) struct Before {
 impl Before {
     /// Looks at the state that `command` is about to change.
     pub(crate) fn look(state: &State, command: &Command) -> Self {
-        let mut before =
-            Self { next_node: state.next_node(), stated: false, silent: Vec::new() };
+        let mut before = Self { next_node: state.next_node(), stated: false, silent: Vec::new() };
         match &command.op {
             Op::ReportTrust { by, peer } => before.stated = state.has_stated(by.node, *peer),
             Op::Reap { silent } => {
