@@ -2,21 +2,21 @@
 .PHONY: demo test bench bench-peers plots fuzz soak doc
 
 demo:
-	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon -p pilotctl -p pilot-examples
+	cargo build --locked --release --workspace --exclude pilot-tests --exclude pilot-hostile-plugin
 	cargo run --locked --release --quiet -p pilot-examples --bin demo
 
 test:
-	cargo build --locked --workspace --bins
+	cargo build --locked --workspace
 	cargo test --locked --workspace
 
 bench:
-	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon -p pilot-tests
+	cargo build --locked --release --workspace
 	cargo run --locked --release --quiet -p pilot-tests --bin bench
 
 # Not --locked: its lock file pins what Pilot is compared with, and follows the
 # product's for the rest.
 bench-peers:
-	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon
+	cargo build --locked --release --workspace --exclude pilot-tests --exclude pilot-hostile-plugin
 	cargo run --release --manifest-path tests/peers/Cargo.toml --target-dir target
 
 plots:
@@ -26,7 +26,7 @@ fuzz:
 	cargo run --locked --release -p pilot-tests --bin fuzz -- --seconds 10
 
 soak:
-	cargo build --locked --release --bins -p pilot-daemon -p pilot-registry -p pilot-beacon
+	cargo build --locked --release --workspace --exclude pilot-tests --exclude pilot-hostile-plugin
 	cargo run --locked --release -p pilot-tests --bin soak
 
 doc:

@@ -25,7 +25,6 @@ use crate::ipc::IpcListener;
 use crate::metrics::{Metrics, MetricsLimits};
 use crate::node::{self, NodeHandle, controller};
 use crate::plugins::{DaemonPlatform, EventJournal, PeerBook, PlatformParts, Plugins, Setup};
-use crate::service::{DataExchange, DataExchangeLimits};
 use crate::state::Store;
 use crate::trust::{self, Pins, TrustFile, TrustParts, TrustState};
 use crate::workers::{self, LoopPlan, NativeService, Spread};
@@ -48,18 +47,10 @@ const MAX_LANES: usize = 64;
 /// Services that are compiled in, instead of the plugins that ship with Pilot.
 /// No key of the configuration: what is compiled in is what plugins are
 /// measured against.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Native {
     /// Port 7, if `no-echo` does not switch it off.
     pub echo: bool,
-    /// Port 1001, if `no-dataexchange` does not switch it off.
-    pub data_exchange: bool,
-}
-
-impl Default for Native {
-    fn default() -> Self {
-        Self { echo: false, data_exchange: true }
-    }
 }
 
 /// Runs a daemon until it is told to end.
@@ -222,16 +213,8 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
 
 /// What is compiled in and not switched off.
 fn native_services(config: &Config, native: Native) -> Vec<NativeService> {
-    let on = |compiled: bool, name: &str| compiled && config.default_plugins.contains(&name);
-    let mut services = Vec::new();
-    if on(native.echo, "echo") {
-        services.push(NativeService::Echo);
-    }
-    if on(native.data_exchange, "data-exchange") {
-        let limits = DataExchangeLimits { max_bytes: config.max_received_bytes };
-        services.push(NativeService::DataExchange(DataExchange::new(&config.data, limits)));
-    }
-    services
+    let echo = native.echo && config.default_plugins.contains(&"echo");
+    if echo { vec![NativeService::Echo] } else { Vec::new() }
 }
 
 /// Has plugins finish their streams, as far as that takes no longer than

@@ -1,17 +1,13 @@
 //! Services inside the daemon: the trait the loop serves, the stream it hands
-//! to them, and the built-in echo and data exchange.
+//! to them, and an echo that plugins are measured against.
 
-mod data_exchange;
 mod echo;
 mod local_stream;
-mod save;
-mod stamp;
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 
-pub use data_exchange::{DataExchange, DataExchangeLimits};
 pub use echo::Echo;
 pub use local_stream::LocalStream;
 pub(crate) use local_stream::{Outgoing, StreamShared};

@@ -36,7 +36,7 @@ use super::*;
 use crate::control::ControlEvent;
 use crate::events::tests::Heard;
 use crate::ipc::IpcListener;
-use crate::service::{DataExchange, DataExchangeLimits, Echo};
+use crate::service::Echo;
 use crate::udp::Udp;
 use crate::workers::{Settling, Spread};
 use pilot_wire::ipc::ErrorCode;
@@ -190,7 +190,6 @@ impl TestNode {
             busy: Cell::default(),
             declined: Cell::default(),
         });
-        let data_exchange = DataExchange::new(folder.path(), DataExchangeLimits::default());
         let said = Arc::new(Heard::default());
         let mut listener = Some(IpcListener::bind(&socket).unwrap());
         for ((udp, inbox), edge) in udp.into_iter().zip(inboxes).zip(crate::workers::edges(spread))
@@ -205,7 +204,7 @@ impl TestNode {
                 edge: (workers > 1).then_some(edge),
                 inbox,
                 plane: Rc::clone(&plane) as Rc<dyn Plane>,
-                services: vec![Rc::new(Echo), Rc::new(data_exchange.clone())],
+                services: vec![Rc::new(Echo)],
                 max_clients: 64,
                 max_lanes: 64,
                 events: said.events(),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use pilot_plugin::Peer;
+use pilot_host::Peer;
 use pilot_wire::registry::{Lookup, PublicKey};
 use pilot_wire::{NodeId, SocketAddress};
 

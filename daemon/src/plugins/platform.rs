@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pilot_host::events::{EventError, Happening};
-use pilot_host::{BoxFuture, BoxStream, CallError, Platform, PortService};
-use pilot_plugin::Peer;
+use pilot_host::{BoxFuture, BoxStream, CallError, Peer, Platform, PortService};
 use pilot_wire::{Address, NodeId, SocketAddress};
 use serde_json::{Map, Value};
 use tokio::runtime::Handle;

@@ -14,7 +14,7 @@ use crate::identity::{Identity, random_bytes};
 use crate::ipc::IpcListener;
 use crate::node::{ControlPlane, NodeInbox, NodeParts};
 use crate::plugins::Plugins;
-use crate::service::{DataExchange, Echo, Service};
+use crate::service::{Echo, Service};
 use crate::trust::TrustHandle;
 use crate::udp::Udp;
 
@@ -49,8 +49,6 @@ pub struct LoopPlan {
 pub enum NativeService {
     /// Port 7.
     Echo,
-    /// Port 1001; one for all loops, so that its limits count for the daemon.
-    DataExchange(DataExchange),
 }
 
 impl NativeService {
@@ -62,7 +60,6 @@ impl NativeService {
     fn service(&self) -> Rc<dyn Service> {
         match self {
             Self::Echo => Rc::new(Echo),
-            Self::DataExchange(data_exchange) => Rc::new(data_exchange.clone()),
         }
     }
 }

@@ -36,6 +36,7 @@ mod recv;
 mod reject;
 mod reload;
 mod resolve;
+mod script;
 mod secure_connect;
 mod send;
 mod send_file;
@@ -112,6 +113,8 @@ pub(crate) static COMMANDS: &[Spec] = &[
     task_list::SPEC,
     task_queue::SPEC,
     bench::SPEC,
+    script::CHECK,
+    script::RUN,
     context::SPEC,
     completions::SPEC,
     daemon_run::SPEC,

@@ -340,11 +340,7 @@ impl Cache {
         kind: FileKind,
         checked: &Checked,
     ) -> Result<PathBuf, String> {
-        let end = match kind {
-            FileKind::Library => "so",
-            FileKind::Script => "lua",
-        };
-        let path = self.folder.join(format!("{name}-{}.{end}", checked.sha256));
+        let path = self.place(name, kind, &checked.sha256);
         if path.symlink_metadata().is_ok_and(|m| m.is_file())
             && hash(&path).as_ref() == Some(&checked.sha256)
         {
@@ -352,6 +348,9 @@ impl Cache {
         }
         let part = self.folder.join(format!("{name}-{}.part", checked.sha256));
         let write = || -> std::io::Result<String> {
+            if let Some(folder) = path.parent() {
+                DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            }
             let _ = std::fs::remove_file(&part);
             let mut file = OpenOptions::new()
                 .read(true)
@@ -372,6 +371,24 @@ impl Cache {
             Ok(sha256) if sha256 == checked.sha256 => Ok(path),
             Ok(_) => Err(format!("the copy {} is not what was written", part.display())),
             Err(error) => Err(format!("it cannot be copied to {}: {error}", path.display())),
+        }
+    }
+
+    /// Removes a copy that nobody will open again. What has it open keeps it.
+    pub(crate) fn forget(&self, name: &str, kind: FileKind, sha256: &str) {
+        // One that is left is removed at the next start.
+        let place = self.place(name, kind, sha256);
+        let _ = std::fs::remove_file(&place);
+        if let (FileKind::Script, Some(folder)) = (kind, place.parent()) {
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+
+    /// Scripts keep their name, which their errors show.
+    fn place(&self, name: &str, kind: FileKind, sha256: &str) -> PathBuf {
+        match kind {
+            FileKind::Library => self.folder.join(format!("{name}-{sha256}.so")),
+            FileKind::Script => self.folder.join(sha256).join(format!("{name}.lua")),
         }
     }
 }

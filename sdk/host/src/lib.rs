@@ -12,11 +12,13 @@ mod files;
 mod instance;
 pub mod journal;
 mod loaders;
+mod lua;
 mod manager;
 mod native;
 mod platform;
 mod process;
 mod schema;
+pub mod script_tool;
 mod settings;
 mod store;
 mod stream;
@@ -27,6 +29,7 @@ pub use instance::{
     StartError, Stats, StoreError,
 };
 pub use loaders::Loaders;
+pub use lua::{LuaError, open_lua, open_lua_source};
 pub use manager::{
     Deliver, DrainingStatus, FileKind, LastReload, Loader, Manager, ManagerError, ManagerOptions,
     PluginReload, PluginStatus, Provides, ReloadReport, ReloadResult, ServiceStatus, SinkHandle,
@@ -35,6 +38,7 @@ pub use manager::{
 #[doc(hidden)]
 pub use native::time_events;
 pub use native::{OpenError, open_native};
+pub use pilot_plugin::Peer;
 pub use platform::{CallError, Platform, PortService};
 pub use process::{ProcessError, open_process, run_child};
 pub use settings::{Entry, Isolation, Lines, Ports, Settings, SettingsError};

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::instance::{Backend, Limits};
+use crate::lua::open_lua;
 use crate::manager::{FileKind, Loader};
 use crate::native::open_native;
 use crate::process::open_process;
@@ -26,7 +27,8 @@ impl Loader for Loaders {
             (FileKind::Library, Isolation::Process) => {
                 open_process(path, limits).map_err(|e| e.to_string())
             }
-            (FileKind::Script, _) => Err(format!("{}: no scripts", path.display())),
+            // A script's virtual machine is a wall of its own.
+            (FileKind::Script, _) => open_lua(path).map_err(|e| e.to_string()),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use super::server::{DATAGRAM_PORT, DATAGRAMS, IDLE, ONE_BYTE, PING, SINK, SINK_HASHED};
@@ -24,7 +24,8 @@ pub(super) async fn run(args: &[&str], others: Others<'_>) -> Result<()> {
     let answer = match (*workload, numbers.as_slice()) {
         ("oneway", [bytes, streams]) => oneway(&to, *bytes, *streams).await?,
         ("verify", [bytes]) => verify(&to, *bytes).await?,
-        ("echo", [bytes]) => echo(&to, *bytes).await?,
+        ("echo", [bytes, port]) => echo(&to, *bytes, *port).await?,
+        ("queries", [count]) => queries(&to, *count).await?,
         ("burst", [bytes, rounds]) => burst(&to, *bytes, *rounds).await?,
         ("pingpong", [rounds]) => ping_pong(&to, *rounds).await?,
         ("dials", [count, at_once]) => dials(&to, *count, *at_once).await?,
@@ -123,10 +124,10 @@ async fn verify(to: &Connector, bytes: u64) -> Result<serde_json::Value> {
 }
 
 /// Through the echo port and back, both directions at once.
-async fn echo(to: &Connector, bytes: u64) -> Result<serde_json::Value> {
+async fn echo(to: &Connector, bytes: u64, port: u64) -> Result<serde_json::Value> {
     let (client, target) = to.pilot()?;
     let address = target.rsplit_once(':').context("target without a port")?.0;
-    let stream = client.dial(&format!("{address}:7")).await?;
+    let stream = client.dial(&format!("{address}:{port}")).await?;
     let (mut read, mut write) = tokio::io::split(stream);
     let start = Instant::now();
     let writer = tokio::spawn(async move {
@@ -146,6 +147,42 @@ async fn echo(to: &Connector, bytes: u64) -> Result<serde_json::Value> {
     writer.await??;
     ensure!(back == bytes, "{back} of {bytes} bytes came back");
     Ok(json!({ "seconds": seconds, "bytes": bytes }))
+}
+
+/// Names that a nameserver is asked for, one a line, without waiting for answers.
+async fn queries(to: &Connector, count: u64) -> Result<serde_json::Value> {
+    let (client, target) = to.pilot()?;
+    let address = target.rsplit_once(':').context("target without a port")?.0;
+    let own = client.info().await?.address;
+    let stream = client.dial(&format!("{address}:53")).await?;
+    let (read, mut write) = tokio::io::split(stream);
+    let mut read = tokio::io::BufReader::with_capacity(256 << 10, read);
+    write.write_all(format!("REGISTER A bench {own}\n").as_bytes()).await?;
+    let mut line = String::new();
+    read.read_line(&mut line).await?;
+    ensure!(line.trim_end() == "OK", "the nameserver said {line:?}");
+    let expected = format!("A bench {own}\n");
+    let start = Instant::now();
+    let writer = tokio::spawn(async move {
+        let many = "QUERY A bench\n".repeat(4096);
+        let one = many.len() / 4096;
+        let mut left = count;
+        while left > 0 {
+            let now = left.min(4096);
+            write.write_all(&many.as_bytes()[..usize::try_from(now)? * one]).await?;
+            left -= now;
+        }
+        write.shutdown().await?;
+        anyhow::Ok(())
+    });
+    for _ in 0..count {
+        line.clear();
+        read.read_line(&mut line).await?;
+        ensure!(line == expected, "the nameserver said {line:?}");
+    }
+    let per_s = count as f64 / start.elapsed().as_secs_f64();
+    writer.await??;
+    Ok(json!({ "per_s": per_s }))
 }
 
 /// A new stream for each burst, opened before the clock starts.

@@ -165,7 +165,8 @@ return {
 "#;
     /// Questions under way at a time.
     const AT_ONCE: u64 = 512;
-    let backend = pilot_host::open_lua_source("gate", SOURCE).map_err(|e| anyhow!("{e}"))?;
+    let backend =
+        pilot_host::open_lua_source("gate", SOURCE.as_bytes()).map_err(|e| anyhow!("{e}"))?;
     let instance = backend.start(&json!({}), Alone::context("gate"))?;
     let request = JoinRequest {
         rule: "gate".into(),

@@ -70,6 +70,9 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     if plan.wants(&super::cost::ROWS) {
         super::cost::run(plan, report)?;
     }
+    if plan.wants(&super::plugins::ROWS) {
+        super::plugins::run(plan, report).await?;
+    }
     if plan.wants(&["conn.idle_bytes"]) {
         idle_connections(plan, report).await?;
     }
@@ -196,7 +199,7 @@ fn streams(plan: &Plan, report: &mut Report, pair: &Pair) -> Result<()> {
     }
     if plan.wants(&["stream.echo"]) {
         for _ in 0..RUNS {
-            let ours = rate(&pair.pilot("echo", &[plan.size(256 * MIB)])?)?;
+            let ours = rate(&pair.pilot("echo", &[plan.size(256 * MIB), 7])?)?;
             report.add("stream.echo", "MB/s", ours);
         }
     }

@@ -168,13 +168,18 @@ fn start_registry(folder: &Path, addr: &str) -> Result<Process> {
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
     name: String,
+    program: String,
     settings: Vec<(String, String)>,
 }
 
 impl DaemonOptions {
     /// A daemon called `name` with a registry and a beacon.
     pub fn new(name: &str, registry: &str, beacon: &str) -> Self {
-        let options = Self { name: name.to_owned(), settings: Vec::new() };
+        let options = Self {
+            name: name.to_owned(),
+            program: "pilot-daemon".to_owned(),
+            settings: Vec::new(),
+        };
         // A second instead of half a minute between heartbeats, which is also
         // when requests for trust are fetched.
         let options = match std::env::var(WORKERS) {
@@ -187,6 +192,13 @@ impl DaemonOptions {
             .set("hostname", name)
             .set("listen", "127.0.0.1:0")
             .set("keepalive", "1s")
+    }
+
+    /// Runs another program in place of the daemon's own.
+    #[must_use]
+    pub fn program(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.program);
+        self
     }
 
     /// Sets a key of the config file, or replaces it.
@@ -352,7 +364,7 @@ fn launch(home: &Path, socket: &Path, options: &DaemonOptions) -> Result<Process
     }
     let config = home.join("daemon.yaml");
     fs::write(&config, yaml)?;
-    let mut daemon = command("pilot-daemon")?;
+    let mut daemon = command(&options.program)?;
     daemon.env("PILOT_HOME", home).arg("-config").arg(&config).arg("-socket").arg(socket);
     Process::start(&options.name, daemon, &home.join("daemon.log"))
 }

@@ -12,7 +12,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use pilot_plugin::Manifest;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::decide::Cause;
 use super::gate::{self, PortSlot, Running};
@@ -88,6 +88,9 @@ impl Worker {
                 if let Some(before) = before {
                     done.result = ReloadResult::Reloaded;
                     Self::drain(plugin, &before, drain);
+                    if !stays_open(before.kind, before.entry.isolation) && before.sha256 != sha256 {
+                        self.cache.forget(name, before.kind, &before.sha256);
+                    }
                 }
                 tracing::info!(
                     plugin = name,
@@ -215,6 +218,7 @@ impl Worker {
             provides: provides(&manifest, &by_service),
             running: Arc::new(Running { instance, ports: all }),
             manifest,
+            kind: wanted.kind,
             sha256: checked.sha256.clone(),
             file,
             entry: Arc::clone(entry),
@@ -396,15 +400,19 @@ impl Worker {
         sinks: &BTreeMap<String, String>,
     ) -> Result<(), String> {
         let Some(plugin) = self.plugins.get_mut(name) else { return Ok(()) };
-        let events = &new.entry.events;
+        let settings: BTreeMap<String, Value> = sinks
+            .iter()
+            .map(|(sink, in_manifest)| (sink.clone(), events(new, in_manifest)))
+            .collect();
         let mut added: Vec<String> = Vec::new();
         let mut replaced: Vec<String> = Vec::new();
         plugin.gate.stage(Some(Arc::clone(&new.running)));
         let mut result = Ok(());
         for (sink, in_manifest) in sinks {
             let deliver = gate::deliver(&plugin.gate, in_manifest);
+            let events = &settings[sink];
             let one = match plugin.sinks.get(sink) {
-                Some(_) if plugin.events == *events => Ok(()),
+                Some(_) if plugin.events.get(sink) == Some(events) => Ok(()),
                 Some(delivery) => match lock(delivery).as_mut() {
                     Some(handle) => {
                         replaced.push(sink.clone());
@@ -424,7 +432,7 @@ impl Worker {
             }
         }
         if result.is_ok() {
-            plugin.events = events.clone();
+            plugin.events = settings;
         } else {
             plugin.gate.stage(None);
             for sink in added {
@@ -433,9 +441,9 @@ impl Worker {
                     handle.detach();
                 }
             }
-            let old = plugin.events.clone();
             for sink in replaced {
                 let deliver = gate::deliver(&plugin.gate, sinks.get(&sink).unwrap_or(&sink));
+                let old = plugin.events.get(&sink).cloned().unwrap_or_default();
                 let again = |delivery: &Delivery| {
                     lock(delivery).as_mut().map(|handle| handle.replace(&old, deliver))
                 };
@@ -497,6 +505,17 @@ fn without_ports(name: &str, why: &str, manifest: &Manifest) -> Result<(), Strin
         tracing::info!(plugin = name, services, "its services are not served here: {why}");
     }
     Ok(())
+}
+
+/// Settings of a sink for the journal: those of the entry, with the largest
+/// batch that the manifest wants where the entry does not say.
+fn events(new: &Generation, sink: &str) -> Value {
+    let wish = new.manifest.sinks.iter().find(|s| s.name == sink).map_or(0, |s| s.max_batch);
+    let mut events = new.entry.events.clone();
+    if wish > 0 && (events.is_null() || events.is_object()) && events.get("batch").is_none() {
+        events["batch"] = Value::from(wish);
+    }
+    events
 }
 
 /// Names of its sinks for the journal, unique in the process, and those of the

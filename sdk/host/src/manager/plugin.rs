@@ -50,6 +50,7 @@ pub(super) struct Generation {
     pub(super) running: Arc<Running>,
     pub(super) manifest: Manifest,
     pub(super) provides: Provides,
+    pub(super) kind: FileKind,
     pub(super) sha256: String,
     pub(super) file: PathBuf,
     pub(super) entry: Arc<Entry>,
@@ -88,7 +89,7 @@ pub(super) struct Plugin {
     /// Why it stands as it does.
     pub(super) reason: Option<String>,
     /// Settings that its sinks are attached with.
-    pub(super) events: Value,
+    pub(super) events: BTreeMap<String, Value>,
     /// What it failed for, as another plugin has some of it.
     pub(super) conflict: Option<Claims>,
     /// What it was when it last ran.
@@ -135,7 +136,7 @@ impl Plugin {
             totals: Totals::default(),
             last: None,
             reason: None,
-            events: Value::Null,
+            events: BTreeMap::new(),
             conflict: None,
             known: None,
             gone: false,

@@ -292,4 +292,8 @@ fn libraries_are_capped_and_counted_by_content() {
         world.reload();
     }
     assert_eq!(world.status("two").generation, 6);
+    // They keep their name, and the copies of earlier ones are gone.
+    let copies: Vec<_> = world.loader.opened.lock().unwrap().iter().map(|o| o.0.clone()).collect();
+    let there = |path: &&std::path::PathBuf| path.ends_with("two.lua") && path.exists();
+    assert_eq!(copies.iter().filter(there).count(), 1);
 }

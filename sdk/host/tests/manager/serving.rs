@@ -197,6 +197,15 @@ fn sinks_stay_attached_while_generations_change() {
     world.config("plugins: {one: {events: {filter: y}}}\n");
     world.reload();
     assert_eq!(world.journal.sinks.lock().unwrap()["one"].0, json!({ "filter": "y" }));
+    // What the manifest says of batches counts unless the configuration does.
+    let small = json!({ "sinks": [{ "name": "hook", "max_batch": 9 }] });
+    library_with(&world.path("plugins/one.so"), "one-c", &[], &small);
+    world.reload();
+    let settings = || world.journal.sinks.lock().unwrap()["one"].0.clone();
+    assert_eq!(settings(), json!({ "filter": "y", "batch": 9 }));
+    world.config("plugins: {one: {events: {batch: 3}}}\n");
+    world.reload();
+    assert_eq!(settings(), json!({ "batch": 3 }));
     log();
     world.config("plugins: {one: {enabled: false}}\n");
     world.reload();

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::rfc3339::date;
+use pilot_plugin::wire::service::rfc3339;
 
 /// A moment in UTC, to the millisecond.
 #[derive(Clone, Copy, Debug)]
@@ -18,23 +18,16 @@ impl Stamp {
 
     /// As in `2026-11-20T13:37:00.123Z`.
     pub(crate) fn rfc3339(self) -> String {
-        let (y, mo, d, h, mi, s, ms) = self.parts();
-        format!("{y:04}-{mo:02}-{d:02}T{h:02}:{mi:02}:{s:02}.{ms:03}Z")
-    }
-
-    fn parts(self) -> (i64, i64, i64, i64, i64, i64, i64) {
-        let seconds = self.unix_millis / 1000;
-        let (days, second) = (seconds / 86_400, seconds % 86_400);
-        let (y, m, d) = date(days);
-        (y, m, d, second / 3600, second / 60 % 60, second % 60, self.unix_millis % 1000)
+        let whole = rfc3339::format(self.unix_millis / 1000);
+        format!("{}.{:03}Z", whole.trim_end_matches('Z'), self.unix_millis % 1000)
     }
 }
 
 /// As in `20261120-133700.123`.
 impl std::fmt::Display for Stamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (y, mo, d, h, mi, s, ms) = self.parts();
-        write!(f, "{y:04}{mo:02}{d:02}-{h:02}{mi:02}{s:02}.{ms:03}")
+        let text = self.rfc3339().replace(['-', ':', 'Z'], "");
+        f.write_str(&text.replace('T', "-"))
     }
 }
 
