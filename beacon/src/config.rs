@@ -20,6 +20,7 @@ pub const PROGRAM: Program = Program {
         Key::value("health", "", "TCP address that answers GET /healthz; empty = none"),
         Key::value("registry", "", "registry that lists peer beacons; needs -beacon-id"),
     ],
+    nested: &[],
 };
 
 /// A checked configuration.

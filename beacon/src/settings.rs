@@ -52,6 +52,9 @@ pub struct Program {
     pub env_prefix: &'static str,
     /// Its own keys.
     pub keys: &'static [Key],
+    /// Keys of the file alone whose values have keys of their own, names with
+    /// dashes. They are left to whoever knows them: [`Settings::file`].
+    pub nested: &'static [&'static str],
 }
 
 impl Program {
@@ -68,10 +71,13 @@ impl Program {
         format!("{}{}", self.env_prefix, key.name.replace('-', "_").to_uppercase())
     }
 
-    /// The known key closest to `name`, if any is close.
-    fn nearest(&self, name: &str) -> Option<&'static str> {
+    /// The known key closest to `name`, if any is close; in a file that may be
+    /// a nested one.
+    fn nearest(&self, name: &str, in_file: bool) -> Option<&'static str> {
         let name = name.replace('_', "-").to_lowercase();
-        let (distance, key) = self.all().map(|k| (edit_distance(&name, k.name), k.name)).min()?;
+        let nested = self.nested.iter().copied().filter(|_| in_file);
+        let known = self.all().map(|k| k.name).chain(nested);
+        let (distance, key) = known.map(|k| (edit_distance(&name, k), k)).min()?;
         (distance <= name.len().max(key.len()) / 2).then_some(key)
     }
 
@@ -174,6 +180,7 @@ pub enum Invocation {
 #[derive(Clone, Debug)]
 pub struct Settings {
     values: BTreeMap<&'static str, (String, Origin)>,
+    file: Option<(PathBuf, String)>,
 }
 
 impl Settings {
@@ -203,12 +210,24 @@ impl Settings {
             .get("config")
             .or_else(|| from_env.iter().find(|(k, _)| *k == "config").map(|(_, (v, _))| v))
             .filter(|path| !path.is_empty());
-        if let Some(path) = file {
-            values.extend(read_file(program, Path::new(path))?);
-        }
+        let file = match file {
+            Some(path) => {
+                let path = PathBuf::from(path);
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|source| SettingsError::File { path: path.clone(), source })?;
+                values.extend(read_file(program, &path, &text)?);
+                Some((path, text))
+            }
+            None => None,
+        };
         values.extend(from_env);
         values.extend(flags.into_iter().map(|(k, v)| (k, (v, Origin::Flag))));
-        Ok(Invocation::Run(Self { values }))
+        Ok(Invocation::Run(Self { values, file }))
+    }
+
+    /// The file that was read, and its text.
+    pub fn file(&self) -> Option<(&Path, &str)> {
+        self.file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()))
     }
 
     /// The text of a key; empty for one that the program does not have.
@@ -321,7 +340,7 @@ fn parse_flags(
         }
         let key = program.find(name).ok_or_else(|| SettingsError::UnknownFlag {
             flag: name.to_owned(),
-            nearest: program.nearest(name),
+            nearest: program.nearest(name, false),
         })?;
         let value = match value {
             Some(value) => value,
@@ -335,11 +354,9 @@ fn parse_flags(
 
 type FileValues = Vec<(&'static str, (String, Origin))>;
 
-fn read_file(program: &Program, path: &Path) -> Result<FileValues, SettingsError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| SettingsError::File { path: path.to_owned(), source })?;
+fn read_file(program: &Program, path: &Path, text: &str) -> Result<FileValues, SettingsError> {
     let yaml = |problem: String| SettingsError::Yaml { path: path.to_owned(), problem };
-    let mapping = match serde_yaml::from_str(&text).map_err(|e| yaml(e.to_string()))? {
+    let mapping = match serde_yaml::from_str(text).map_err(|e| yaml(e.to_string()))? {
         serde_yaml::Value::Null => return Ok(Vec::new()),
         serde_yaml::Value::Mapping(mapping) => mapping,
         _ => return Err(yaml("expected keys with values, one per line".to_owned())),
@@ -347,11 +364,14 @@ fn read_file(program: &Program, path: &Path) -> Result<FileValues, SettingsError
     let mut values = Vec::new();
     for (name, value) in mapping {
         let name = scalar(&name).ok_or_else(|| yaml("a key is not a word".to_owned()))?;
-        let line = line_of(&text, &name);
+        let line = line_of(text, &name);
+        if program.nested.contains(&name.replace('_', "-").as_str()) {
+            continue;
+        }
         let key = program.find(&name).ok_or_else(|| SettingsError::UnknownKey {
             path: path.to_owned(),
             line,
-            nearest: program.nearest(&name),
+            nearest: program.nearest(&name, true),
             key: name.clone(),
         })?;
         if key.name == "config" {
@@ -420,6 +440,7 @@ mod tests {
             Key::value("register-rate", "10", "how many"),
             Key::switch("tls", "on"),
         ],
+        nested: &["plugin-dirs"],
     };
 
     fn load(args: &[&str], env: &[(&str, &str)]) -> Result<Settings, SettingsError> {
@@ -468,6 +489,10 @@ mod tests {
         let (_dir, path) = file("{\"addr\": \"1.1.1.1:1\",\n \"tls\": \"maybe\"}");
         let text = load(&["-config", &path], &[]).unwrap().flag("tls").unwrap_err().to_string();
         assert!(text.contains("line 2") && text.contains("\"tls\""), "{text}");
+        let (_dir, path) = file("addr: 1.1.1.1:1\nplugin-dir: [x]\n");
+        let text = refused(&["-config", &path]);
+        assert!(text.contains("line 2") && text.contains("did you mean plugin-dirs?"), "{text}");
+        assert!(refused(&["-plugin-dirs", "x"]).contains("unknown flag"));
         let (_dir, path) = file("addr: [a: b]\n");
         assert!(refused(&["-config", &path]).contains("line 1"));
         let (_dir, path) = file("addr: \"unclosed\n");
@@ -479,6 +504,16 @@ mod tests {
             let s = load(&["-addr", bad], &[]).unwrap();
             assert!(s.address("addr").is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn nested_keys_are_left_to_others() {
+        let text = "plugin_dirs:\n  - {a: [1, 2]}\naddr: 1.1.1.1:1\n";
+        let (_dir, path) = file(text);
+        let s = load(&["-config", &path], &[]).unwrap();
+        assert_eq!((s.text("addr"), s.text("plugin-dirs")), ("1.1.1.1:1", ""));
+        assert_eq!(s.file(), Some((Path::new(&path), text)));
+        assert_eq!(load(&[], &[]).unwrap().file(), None);
     }
 
     #[test]

@@ -177,6 +177,9 @@ impl Session {
     fn log_refusal(&self, kind: &str, refusal: &crate::state::Refusal) {
         let (source, code) = (self.source, refusal.code());
         tracing::debug!(%source, kind, code, "request refused: {refusal}");
+        if refusal.is_notable() {
+            self.service.events().refused(code, source, refusal);
+        }
     }
 
     fn append<T: serde::Serialize>(&mut self, reply: &T) {

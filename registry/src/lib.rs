@@ -4,15 +4,21 @@
 //! [`state`] is pure: commands in, replies out. [`store`] makes commands
 //! durable, the writer thread applies them only after that, [`service`] reads
 //! requests and decides what needs a command at all, [`server`] moves bytes.
+//! Beside that, [`plugins`] judge who may join ([`rules`]) and are told what
+//! happens (`events`); none of the above waits for them.
 
 pub mod config;
 mod connection;
+mod events;
 mod limits;
+pub mod plugins;
+pub mod rules;
 pub mod server;
 pub mod service;
 pub mod state;
 pub mod store;
 mod writer;
 
-pub use config::Config;
+pub use config::{Config, ConfigError};
+pub use plugins::Plugins;
 pub use server::{Registry, StartError};

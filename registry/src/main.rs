@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         let registry = Registry::start(Config::try_from(&settings)?).await?;
         // Before the ready line: who reads it may send a signal at once.
         let shutdown = program::shutdown()?;
+        registry.plugins().reload_on_hangup()?;
         Ready::new(config::REGISTRY.name).addr("addr", registry.local_addr()).print()?;
         registry.run(shutdown).await;
         Ok(())

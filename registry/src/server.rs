@@ -9,12 +9,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pilot_beacon::server::listen_candidates;
+use pilot_host::events::Happening;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::connection::{serve, unix_now};
+use crate::plugins::{HostError, Plugins};
 use crate::service::Service;
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
@@ -54,6 +56,9 @@ pub enum StartError {
     /// The system gives no thread.
     #[error("cannot start the writer thread: {0}")]
     Thread(io::Error),
+    /// Plugins are configured and cannot be hosted.
+    #[error(transparent)]
+    Plugins(#[from] HostError),
 }
 
 /// A registry that listens and has its state, but does not answer yet.
@@ -64,14 +69,15 @@ pub struct Registry {
     service: Arc<Service>,
     writer: Writer,
     thread: JoinHandle<()>,
+    plugins: Plugins,
     config: Config,
 }
 
 impl Registry {
-    /// Binds the address and restores the state.
+    /// Binds the address, restores the state, and begins to start plugins.
     ///
     /// # Errors
-    /// When the address or the state file cannot be used.
+    /// When the address, the state file or the folder of plugins cannot be used.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let listener = listen(&config).await?;
         let local = listener.local_addr().map_err(|e| listen_error(&config, e))?;
@@ -89,10 +95,23 @@ impl Registry {
         state.touch_all(unix_now());
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));
+        let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
         let (writer, thread) =
-            Writer::start(Arc::clone(&state), log).map_err(StartError::Thread)?;
-        let service = Service::new(state, config.register_rate, config.owner_recovery);
-        Ok(Self { listener, local, service: Arc::new(service), writer, thread, config })
+            Writer::start(Arc::clone(&state), log, events.clone()).map_err(StartError::Thread)?;
+        let service = Service::new(state, config.register_rate, config.owner_recovery)
+            .with_rules(Arc::new(plugins.clone()))
+            .with_events(events);
+        Ok(Self { listener, local, service: Arc::new(service), writer, thread, plugins, config })
+    }
+
+    /// What judges requests.
+    pub const fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    /// What is hosted.
+    pub const fn plugins(&self) -> &Plugins {
+        &self.plugins
     }
 
     /// Where it listens.
@@ -102,7 +121,8 @@ impl Registry {
 
     /// Serves until `shutdown` completes; returns when the state is closed.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, service, writer, thread, config, .. } = self;
+        let Self { listener, local, service, writer, thread, plugins, config } = self;
+        let events = service.events().clone();
         let (stop, stopped) = watch::channel(false);
         let mut connections = JoinSet::new();
         let accept = async {
@@ -110,8 +130,13 @@ impl Registry {
                 tokio::select! {
                     accepted = listener.accept() => match accepted {
                         // At the bound a newcomer is closed at once.
-                        Ok(_) if connections.len() >= config.max_connections => {
+                        Ok((_, source)) if connections.len() >= config.max_connections => {
                             tracing::debug!("connection refused: max-connections reached");
+                            let why = format_args!(
+                                "there are {} connections; see max-connections",
+                                connections.len()
+                            );
+                            events.refused("max_connections", source, why);
                         }
                         Ok((stream, source)) => {
                             // Costs latency only if it fails.
@@ -130,11 +155,23 @@ impl Registry {
                 }
             }
         };
+        let started = async {
+            // Nobody waits for plugins: until they run, joins are denied.
+            plugins.ready().await;
+            events.emit(|| Happening::RegistryStarted {
+                listen: local.to_string(),
+                nodes: service.state().len() as u64,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            });
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = accept => {}
             () = reap(&service, &writer, &config) => {}
+            () = started => {}
             () = shutdown => {}
         }
+        events.emit(|| Happening::RegistryStopping);
         drop(listener);
         // Nobody listens any more only when all connections are gone already.
         let _ = stop.send(true);
@@ -148,6 +185,8 @@ impl Registry {
         if !matches!(closed, Ok(Ok(()))) {
             tracing::error!("the writer thread failed");
         }
+        plugins.shutdown().await;
+        events.close().await;
         tracing::info!("registry ended");
     }
 }

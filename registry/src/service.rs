@@ -1,10 +1,12 @@
 //! From a request to an answer or to a command: who may ask what. Reads are
 //! answered from the state; what changes it becomes a [`Command`].
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ed25519_dalek::VerifyingKey;
+use pilot_plugin::{JoinRequest, Verdict};
 use pilot_wire::NodeId;
 use pilot_wire::registry::{
     Acknowledged, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes, Heartbeat,
@@ -12,7 +14,9 @@ use pilot_wire::registry::{
     Signature, challenge,
 };
 
+use crate::events::Events;
 use crate::limits::{Beacons, RateLimit};
+use crate::rules::{JoinRules, NoRules};
 use crate::state::{
     Command, MAX_JUSTIFICATION, MAX_OWNER, NodeRecord, Op, Refusal, Register, Signer, State,
     check_hostname, check_tags,
@@ -31,23 +35,63 @@ pub enum Admitted {
 }
 
 /// Everything that requests are judged by.
-#[derive(Debug)]
 pub struct Service {
     state: Arc<RwLock<State>>,
     rate: Mutex<RateLimit>,
     beacons: Mutex<Beacons>,
     owner_recovery: bool,
+    rules: Arc<dyn JoinRules>,
+    events: Events,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rules = self.rules.names();
+        f.debug_struct("Service").field("rules", &rules).finish_non_exhaustive()
+    }
 }
 
 impl Service {
-    /// Judges by `state`, which the writer changes.
+    /// Judges by `state`, which the writer changes; every join is denied.
     pub fn new(state: Arc<RwLock<State>>, register_rate: u32, owner_recovery: bool) -> Self {
         Self {
             state,
             rate: Mutex::new(RateLimit::new(register_rate)),
             beacons: Mutex::new(Beacons::default()),
             owner_recovery,
+            rules: Arc::new(NoRules),
+            events: Events::default(),
         }
+    }
+
+    /// Asks these about joins.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Arc<dyn JoinRules>) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// Tells these what is refused.
+    #[must_use]
+    pub(crate) fn with_events(mut self, events: Events) -> Self {
+        self.events = events;
+        self
+    }
+
+    /// Asks the join rule that the request names. What is not a verdict denies.
+    /// May take as long as the rule's time limit: nothing else may wait for it.
+    pub async fn validate(&self, request: JoinRequest) -> Verdict {
+        self.rules.validate(request).await
+    }
+
+    /// Names of the join rules that can be asked now.
+    pub fn join_rules(&self) -> Vec<String> {
+        self.rules.names()
+    }
+
+    /// Where to say what happens.
+    pub(crate) const fn events(&self) -> &Events {
+        &self.events
     }
 
     /// The state as it is durable now.
@@ -283,7 +327,8 @@ fn reply(reply: impl Into<Acknowledged>) -> Admitted {
     Admitted::Reply(reply.into())
 }
 
-fn lookup(record: &NodeRecord) -> Lookup {
+/// What anybody may know of a node.
+pub(crate) fn lookup(record: &NodeRecord) -> Lookup {
     Lookup {
         node_id: record.id,
         address: record.address(),

@@ -201,8 +201,30 @@ impl State {
         target.record.public || self.is_mutual(requester, target.record.id)
     }
 
-    fn is_mutual(&self, a: NodeId, b: NodeId) -> bool {
+    /// Whether both have stated trust in each other.
+    pub(crate) fn is_mutual(&self, a: NodeId, b: NodeId) -> bool {
         self.trust.get(&pair(a, b)).is_some_and(|stated| stated.low && stated.high)
+    }
+
+    /// Whether `node` has stated trust in `peer`.
+    pub(crate) fn has_stated(&self, node: NodeId, peer: NodeId) -> bool {
+        let stated = |s: &Stated| if node < peer { s.low } else { s.high };
+        self.trust.get(&pair(node, peer)).is_some_and(stated)
+    }
+
+    /// The number that the next new node gets.
+    pub(crate) const fn next_node(&self) -> NodeId {
+        NodeId(self.next_node)
+    }
+
+    /// How many keys have ever been registered and are not forgotten.
+    pub(crate) fn keys(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Pairs of which at least one side has stated trust.
+    pub(crate) fn trust_pairs(&self) -> usize {
+        self.trust.len()
     }
 
     /// Whether anything waits for `node`.

@@ -1,13 +1,16 @@
 //! The one thread that changes the state: it takes all waiting commands, makes
 //! them durable in one transaction, applies them, and only then answers. So
-//! what anybody can read is durable, and reads never wait for the disk.
+//! what anybody can read is durable, and reads never wait for the disk. Events
+//! are told after the answers.
 
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 
+use pilot_host::events::Happening;
 use pilot_wire::registry::Acknowledged;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::events::{Before, Events};
 use crate::service::{read, write};
 use crate::state::{Command, Refusal, State};
 use crate::store::CommandLog;
@@ -39,11 +42,12 @@ impl Writer {
     pub(crate) fn start(
         state: Arc<RwLock<State>>,
         log: Box<dyn CommandLog>,
+        events: Events,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("registry-writer".to_owned())
-            .spawn(move || run(&state, log, queue))?;
+            .spawn(move || run(&state, log, queue, &events))?;
         Ok((Self { jobs }, thread))
     }
 
@@ -59,9 +63,15 @@ impl Writer {
     }
 }
 
-fn run(state: &RwLock<State>, mut log: Box<dyn CommandLog>, mut queue: mpsc::Receiver<Job>) {
+fn run(
+    state: &RwLock<State>,
+    mut log: Box<dyn CommandLog>,
+    mut queue: mpsc::Receiver<Job>,
+    events: &Events,
+) {
     let mut commands = Vec::new();
     let mut waiting = Vec::new();
+    let mut happened = Vec::new();
     while let Some(job) = queue.blocking_recv() {
         let mut next = Some(job);
         while let Some(mut job) = next {
@@ -71,7 +81,16 @@ fn run(state: &RwLock<State>, mut log: Box<dyn CommandLog>, mut queue: mpsc::Rec
         }
         let first = read(state).applied() + 1;
         let mut outcomes = match log.append(first, &commands) {
-            Ok(()) => apply(state, &commands),
+            Ok(()) if events.wanted() => {
+                let each = |state: &mut State, command: &Command| {
+                    let before = Before::look(state, command);
+                    let outcome = state.apply(command);
+                    before.tell(state, command, &outcome, &mut happened);
+                    outcome
+                };
+                apply(state, &commands, each)
+            }
+            Ok(()) => apply(state, &commands, State::apply),
             Err(e) => {
                 tracing::error!("{} requests refused: {e}", commands.len());
                 vec![Err(Refusal::Storage); commands.len()]
@@ -82,16 +101,21 @@ fn run(state: &RwLock<State>, mut log: Box<dyn CommandLog>, mut queue: mpsc::Rec
             // A connection that is gone needs no answer.
             let _ = reply.send(outcomes.by_ref().take(count).collect());
         }
+        happened.drain(..).for_each(|happening: Happening| events.emit(|| happening));
         commands.clear();
         snapshot_if_due(state, log.as_mut());
     }
 }
 
-fn apply(state: &RwLock<State>, commands: &[Command]) -> Vec<Outcome> {
+fn apply(
+    state: &RwLock<State>,
+    commands: &[Command],
+    mut each: impl FnMut(&mut State, &Command) -> Outcome,
+) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(commands.len());
     for chunk in commands.chunks(APPLY_CHUNK) {
         let mut state = write(state);
-        outcomes.extend(chunk.iter().map(|command| state.apply(command)));
+        outcomes.extend(chunk.iter().map(|command| each(&mut state, command)));
     }
     outcomes
 }

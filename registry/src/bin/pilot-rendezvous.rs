@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         let registry = Registry::start(registry_config).await?;
         // Before the ready line: who reads it may send a signal at once.
         let shutdown = program::shutdown()?;
+        registry.plugins().reload_on_hangup()?;
         Ready::new(config::RENDEZVOUS.name)
             .addr("registry_addr", registry.local_addr())
             .addr("beacon_addr", beacon.local_addr())

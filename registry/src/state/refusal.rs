@@ -119,6 +119,22 @@ impl Refusal {
         }
     }
 
+    /// Whether it can mean an attack, or that something is full or broken, so
+    /// that whoever runs the registry wants to know. Others are daily business.
+    pub(crate) const fn is_notable(&self) -> bool {
+        matches!(
+            self,
+            Self::BadSignature(_)
+                | Self::KeyInUse
+                | Self::ProofRequired
+                | Self::BadProof
+                | Self::RateLimited
+                | Self::Full(_)
+                | Self::InboxFull(_)
+                | Self::Storage
+        )
+    }
+
     /// What to do about it, where there is something.
     const fn hint(&self) -> Option<&'static str> {
         match self {

@@ -8,6 +8,7 @@ mod inbox;
 mod keeper;
 mod outlet;
 mod settings;
+mod sinks;
 mod status;
 mod store;
 

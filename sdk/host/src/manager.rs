@@ -122,11 +122,15 @@ pub struct ManagerOptions {
     pub generations: usize,
     /// Whether files and folders are watched.
     pub watch: bool,
+    /// Why this process has no virtual ports, as in "a registry has no ports":
+    /// plugins run for their rules and sinks, their services are listed without
+    /// ports, and one that has nothing else is refused. `None`: it has ports.
+    pub no_ports: Option<&'static str>,
 }
 
 impl ManagerOptions {
     /// Nothing configured, state in `data`, a drain of 30 s, 256 library files
-    /// per plugin, files watched.
+    /// per plugin, files watched, ports to serve.
     pub fn new(data: impl Into<PathBuf>) -> Self {
         Self {
             settings: Settings::default(),
@@ -138,7 +142,19 @@ impl ManagerOptions {
             drain: Duration::from_secs(30),
             generations: 256,
             watch: true,
+            no_ports: None,
         }
+    }
+
+    /// Where shipped plugins are: beside `program`, in `plugins` below it, and
+    /// where packages install them.
+    pub fn beside(program: &Path) -> Vec<PathBuf> {
+        let Some(folder) = program.parent() else { return Vec::new() };
+        let mut folders = vec![folder.to_owned(), folder.join("plugins")];
+        if let Some(above) = folder.parent() {
+            folders.push(above.join("lib/pilot/plugins"));
+        }
+        folders
     }
 }
 

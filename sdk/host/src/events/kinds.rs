@@ -302,6 +302,79 @@ happenings! {
         /// Where the registry is, host and port.
         registry: String,
     }
+    /// A registry serves, and its plugins have been started or have failed.
+    RegistryStarted = "registry.started" {
+        /// Where it listens, host and port.
+        listen: String,
+        /// Nodes that are registered.
+        nodes: u64,
+        /// Version of the registry.
+        version: String,
+    }
+    /// A registry is about to end.
+    RegistryStopping = "registry.stopping"
+    /// A node asked another for trust, by way of this registry.
+    RegistryHandshakeRequested = "registry.handshake_requested" {
+        /// Who asks.
+        #[schemars(with = "u32")]
+        from_node_id: NodeId,
+        /// What it says for itself; not to be believed.
+        justification: String,
+        /// Who is asked.
+        #[schemars(with = "u32")]
+        to_node_id: NodeId,
+    }
+    /// A node answered a request for trust, by way of this registry.
+    RegistryHandshakeAnswered = "registry.handshake_answered" {
+        /// Whether it was granted.
+        accepted: bool,
+        /// Who answers.
+        #[schemars(with = "u32")]
+        from_node_id: NodeId,
+        /// Who had asked.
+        #[schemars(with = "u32")]
+        to_node_id: NodeId,
+    }
+    /// A node told this registry that it trusts another.
+    RegistryTrustReported = "registry.trust_reported" {
+        /// Who trusts.
+        #[schemars(with = "u32")]
+        from_node_id: NodeId,
+        /// Whether the other has said so as well.
+        mutual: bool,
+        /// Who is trusted.
+        #[schemars(with = "u32")]
+        to_node_id: NodeId,
+    }
+    /// A node told this registry that it does not trust another any more.
+    RegistryTrustRevoked = "registry.trust_revoked" {
+        /// Who does not trust any more.
+        #[schemars(with = "u32")]
+        from_node_id: NodeId,
+        /// Who was trusted.
+        #[schemars(with = "u32")]
+        to_node_id: NodeId,
+    }
+    /// A node has another identity key.
+    RegistryKeyRotated = "registry.key_rotated" {
+        /// The node's virtual address.
+        #[schemars(with = "String")]
+        address: Address,
+        /// The new key, base64.
+        public_key: String,
+    }
+    /// A registry refused a request, for a reason that can mean an attack or a
+    /// full table. Many in a short time are one event.
+    RegistryRefused = "registry.refused" {
+        /// Why, for programs: the code in the reply.
+        code: String,
+        /// How many refusals of this code the event stands for.
+        count: u64,
+        /// Why the last one was refused, in words.
+        reason: String,
+        /// Where the last one came from, IP address and port.
+        source: String,
+    }
     /// A tunnel is gone: the peer ended it, or was silent for too long.
     TunnelLost = "tunnel.lost" {
         /// The peer.

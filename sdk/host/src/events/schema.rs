@@ -37,7 +37,7 @@ pub fn schema() -> Value {
             "event": { "type": "string", "description": "Name." },
             "node_id": {
                 "type": "integer", "minimum": 0, "maximum": u32::MAX,
-                "description": "Number of the node, 0 while it has none.",
+                "description": "Number of the node, 0 while it has none, and at a registry.",
             },
             "timestamp": {
                 "type": "string", "format": "date-time",

@@ -182,7 +182,11 @@ impl Worker {
         let backend = self.open(name, &file, &checked)?;
         let manifest = backend.manifest().clone();
         let config = schema::check(name, manifest.config_schema.as_ref(), entry)?;
-        let by_service = ports(&manifest, entry)?;
+        let mut by_service = ports(&manifest, entry)?;
+        if let Some(why) = self.options.no_ports {
+            without_ports(name, why, &manifest)?;
+            by_service.values_mut().for_each(Vec::clear);
+        }
         let sinks = sink_names(name, &manifest);
         self.free(name, &by_service, &manifest)?;
         let mut granted = entry.grants.clone();
@@ -493,6 +497,22 @@ fn ports(manifest: &Manifest, entry: &Entry) -> Result<BTreeMap<String, Vec<u16>
         }
     }
     Ok(ports)
+}
+
+/// Says that services are not served here.
+fn without_ports(name: &str, why: &str, manifest: &Manifest) -> Result<(), String> {
+    let services: Vec<_> = manifest.services.iter().map(|s| s.name.as_str()).collect();
+    let services = services.join(", ");
+    if manifest.rules.is_empty() && manifest.sinks.is_empty() {
+        return Err(format!(
+            "it provides nothing but services ({services}), and {why}: take it away here, or run \
+             it in a daemon"
+        ));
+    }
+    if !services.is_empty() {
+        tracing::info!(plugin = name, services, "its services are not served here: {why}");
+    }
+    Ok(())
 }
 
 /// Settings of a sink for the journal: those of the entry, with the largest

@@ -47,6 +47,31 @@ fn a_port_belongs_to_the_first() {
 }
 
 #[test]
+fn a_process_without_ports_has_rules_and_sinks() {
+    let mut world = World::new();
+    let more = json!({ "rules": [{ "name": "gate" }] });
+    library_with(&world.path("plugins/one.so"), "one", &[7], &more);
+    // The same port, which nobody gets.
+    let more = json!({ "rules": [{ "name": "door" }] });
+    library_with(&world.path("plugins/two.so"), "two", &[7], &more);
+    library(&world.path("plugins/three.so"), "three", &[8]);
+    let no_ports = Some("a test has no ports");
+    world.start(ManagerOptions { no_ports, ..unwatched(&world) });
+    for name in ["one", "two"] {
+        let status = world.status(name);
+        assert_eq!(status.state, State::Running, "{status:?}");
+        assert!(status.provides.services.iter().all(|service| service.ports.is_empty()));
+        assert!(!status.provides.services.is_empty());
+    }
+    assert_eq!(world.manager().rules(), ["door", "gate"]);
+    assert!(world.process.port(7).is_none());
+    let status = world.status("three");
+    assert_eq!(status.state, State::Failed);
+    let reason = status.reason.unwrap();
+    assert!(reason.contains("nothing but services") && reason.contains("a test has no ports"));
+}
+
+#[test]
 fn ports_of_the_configuration() {
     let mut world = World::new();
     library(&world.path("plugins/one.so"), "one", &[7]);
