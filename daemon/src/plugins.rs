@@ -14,4 +14,5 @@ pub use handle::Plugins;
 pub use journal::EventJournal;
 pub use peers::PeerBook;
 pub use platform::{DaemonPlatform, PlatformParts};
+pub(crate) use setup::yields;
 pub use setup::{DEFAULTS, Setup, Shipped};

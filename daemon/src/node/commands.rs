@@ -259,7 +259,7 @@ impl Hub {
             let text = "bind: the daemon is shutting down";
             return client.refuse_now(tag, ErrorCode::SHUTDOWN, text);
         }
-        match self.core.listen(port) {
+        match self.take_port(port) {
             Ok(()) => {
                 self.ports.insert(port, Listener::Client(client.id));
                 client.ports.push(port);
@@ -278,8 +278,7 @@ impl Hub {
             return client.refuse_now(tag, ErrorCode::NOT_FOUND, &text);
         };
         client.ports.swap_remove(index);
-        self.ports.remove(&port);
-        self.core.unlisten(port);
+        self.free_port(port);
         client.answer_now(tag, &Event::UnbindOk { port });
     }
 

@@ -72,6 +72,7 @@ impl Node {
             quiet: 0,
         });
         self.hub.ending = true;
+        self.hub.displaced.clear();
         for (port, _) in self.hub.ports.drain() {
             self.hub.core.unlisten(port);
         }

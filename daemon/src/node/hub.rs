@@ -21,6 +21,7 @@ use super::plane::{Plane, Refused};
 use super::ready::{Notifier, ReadyList, Token};
 use crate::events::{Events, Refusals};
 use crate::ipc::client::{Client, DATA_BOUND, Tag};
+use crate::plugins::yields;
 use crate::service::{LocalStream, Outgoing, Service, StreamShared};
 use crate::udp::UdpStatus;
 use crate::workers::EdgeCounters;
@@ -69,6 +70,8 @@ pub(crate) struct Hub {
     pub(crate) plane: Rc<dyn Plane>,
     pub(crate) conns: HashMap<u32, Conn>,
     pub(crate) ports: HashMap<u16, Listener>,
+    /// Plugins whose ports clients have taken for now.
+    pub(super) displaced: HashMap<u16, Arc<dyn PortService>>,
     pub(crate) ended: Ended,
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) counters: LoopCounters,
@@ -109,6 +112,7 @@ impl Hub {
             plane,
             conns: HashMap::new(),
             ports: HashMap::new(),
+            displaced: HashMap::new(),
             ended: Ended::default(),
             ready: Arc::default(),
             counters: LoopCounters::default(),
@@ -215,6 +219,7 @@ impl Hub {
         }
         match self.ports.get_mut(&port) {
             Some(Listener::Plugin(earlier)) => Ok(Some(std::mem::replace(earlier, service))),
+            Some(Listener::Client(_)) if yields(port) => Ok(self.displaced.insert(port, service)),
             Some(Listener::Client(_)) => Err(format!(
                 "port {port} is bound by an agent of this daemon; end that agent or give {} \
                  another port",
@@ -235,9 +240,40 @@ impl Hub {
 
     /// No plugin answers on `port` any more. What others have bound stays.
     pub(crate) fn unlisten(&mut self, port: u16) {
+        self.displaced.remove(&port);
         if matches!(self.ports.get(&port), Some(Listener::Plugin(_))) {
             self.ports.remove(&port);
             self.core.unlisten(port);
+        }
+    }
+
+    /// Makes a port free for a client to listen on: nobody has it, or a plugin
+    /// that yields.
+    ///
+    /// # Errors
+    /// When somebody else has it.
+    pub(crate) fn take_port(&mut self, port: u16) -> Result<(), pilot_core::ListenError> {
+        if yields(port)
+            && let Some(Listener::Plugin(service)) = self.ports.get(&port)
+        {
+            // The core listens already.
+            self.displaced.insert(port, Arc::clone(service));
+            return Ok(());
+        }
+        self.core.listen(port)
+    }
+
+    /// A client has let go of a port: it is that of a plugin which has yielded,
+    /// or nobody's.
+    pub(crate) fn free_port(&mut self, port: u16) {
+        match self.displaced.remove(&port) {
+            Some(service) => {
+                self.ports.insert(port, Listener::Plugin(service));
+            }
+            None => {
+                self.ports.remove(&port);
+                self.core.unlisten(port);
+            }
         }
     }
 
@@ -373,8 +409,7 @@ impl Hub {
     pub(crate) fn drop_client(&mut self, client: &Client) {
         let now = self.now();
         for port in &client.ports {
-            self.core.unlisten(*port);
-            self.ports.remove(port);
+            self.free_port(*port);
         }
         // Dials that wait are in `connections` as well.
         for id in &client.connections {

@@ -166,6 +166,7 @@ async fn locate(control: &ControlHandle, to: &str) -> Result<SocketAddress, Stri
 
 #[cfg(test)]
 mod tests {
+    use pilot_host::events::EventError;
     use serde_json::json;
 
     use super::*;

@@ -24,20 +24,33 @@ pub struct Shipped {
     pub port: u16,
     /// The key that switches it off.
     pub switch: Option<&'static str>,
+    /// Whether an agent may take its port: those that a published daemon leaves
+    /// to agents (protocol page "Services", section 9).
+    yields: bool,
 }
 
 const fn shipped(name: &'static str, port: u16, switch: Option<&'static str>) -> Shipped {
-    Shipped { name, port, switch }
+    Shipped { name, port, switch, yields: false }
+}
+
+const fn yielding(name: &'static str, port: u16) -> Shipped {
+    Shipped { name, port, switch: None, yields: true }
+}
+
+/// Whether an agent that binds `port` takes it from a plugin. The plugin
+/// answers again when the agent has let go.
+pub(crate) fn yields(port: u16) -> bool {
+    DEFAULTS.iter().any(|p| p.port == port && p.yields)
 }
 
 /// Every one of them.
 pub const DEFAULTS: &[Shipped] = &[
-    shipped("control", 1, None),
+    yielding("control", 1),
     shipped("echo", 7, Some("no-echo")),
-    shipped("nameserver", 53, None),
-    shipped("http", 80, None),
-    shipped("secure", 443, None),
-    shipped("stdio", 1000, None),
+    yielding("nameserver", 53),
+    yielding("http", 80),
+    yielding("secure", 443),
+    yielding("stdio", 1000),
     shipped(DATA_EXCHANGE, 1001, Some("no-dataexchange")),
     shipped("event-stream", 1002, Some("no-eventstream")),
     shipped("tasks", 1003, None),

@@ -98,10 +98,14 @@ impl Platform for RegistryPlatform {
         if !self.events.wanted() {
             return;
         }
-        match Happening::of_host(name, data) {
+        match Happening::of_plugin(name, data) {
             Ok(happening) => self.events.emit(|| happening),
             Err(error) => tracing::debug!("an event of a plugin was refused: {error}"),
         }
+    }
+
+    fn tell(&self, happening: Happening) {
+        self.events.emit(|| happening);
     }
 
     fn listen(&self, port: u16, _: Arc<dyn PortService>) -> BoxFuture<Result<(), String>> {

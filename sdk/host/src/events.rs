@@ -38,9 +38,6 @@ pub const RESERVED: &[&str] = &[
     "tunnel",
 ];
 
-/// First parts of names under which the host of plugins itself emits.
-const OF_THE_HOST: &[&str] = &["plugin", "config", "sink"];
-
 /// Why a name and its data are no event; the text is for whoever emitted it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
@@ -80,28 +77,6 @@ impl Happening {
             return Err(EventError::Reserved { name: name.to_owned(), part });
         }
         Self::parse(name, Some(data))
-    }
-
-    /// An event that the host of plugins gives to its
-    /// [`Platform`](crate::Platform): one of its own is told even when it says
-    /// less than is documented, every other one comes from a plugin.
-    ///
-    /// # Errors
-    /// When it is no event, or not one for a plugin.
-    pub fn of_host(name: &str, mut data: Map<String, Value>) -> Result<Self, EventError> {
-        if !name.split_once('.').is_some_and(|(part, _)| OF_THE_HOST.contains(&part)) {
-            return Self::of_plugin(name, data);
-        }
-        if let Some(plugin) = data.remove("plugin") {
-            data.entry("name").or_insert(plugin);
-        }
-        match Self::parse(name, Some(data.clone())) {
-            Err(EventError::Data { name, reason }) => {
-                tracing::debug!(%name, "an event says less than is documented: {reason}");
-                Ok(Self::Other { name, data: Some(data) })
-            }
-            other => other,
-        }
     }
 
     /// An event by its name and data: a documented one becomes its variant,

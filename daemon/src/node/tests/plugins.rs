@@ -218,6 +218,47 @@ fn a_port_has_one_owner() {
 }
 
 #[test]
+fn an_agent_takes_a_port_that_yields_and_gives_it_back() {
+    run_test(async {
+        let (a, b) = pair().await;
+        b.handle.listen(1000, thread_echo(false).0).await.unwrap();
+        exchange(&a, b.at(1000), b"plugin").await;
+        let mut agent = b.client().await;
+        agent.bind(1000).await;
+        let mut other = a.client().await;
+        other.dial(b.at(1000)).await;
+        assert!(matches!(agent.hear().await.event(), Event::Accept { local_port: 1000, .. }));
+        // A newer generation waits as well.
+        b.handle.listen(1000, thread_echo(false).0).await.unwrap();
+        other.dial(b.at(1000)).await;
+        assert!(matches!(agent.hear().await.event(), Event::Accept { local_port: 1000, .. }));
+        agent.tell(&Command::Unbind { port: 1000 }).await;
+        while !matches!(agent.hear().await.event(), Event::UnbindOk { port: 1000 }) {}
+        exchange(&a, b.at(1000), b"plugin again").await;
+        // So does the end of the agent.
+        let mut agent = b.client().await;
+        agent.bind(1000).await;
+        drop(agent);
+        let mut client = a.client().await;
+        loop {
+            let id = client.dial(b.at(1000)).await;
+            client.tell(&Command::Send { connection: id, data: b"x" }).await;
+            let back = loop {
+                match client.hear().await.event() {
+                    Event::Receive { connection, .. } if connection == id => break true,
+                    Event::Closed { connection } if connection == id => break false,
+                    _ => {}
+                }
+            };
+            if back {
+                break;
+            }
+        }
+        b.handle.unlisten(1000).await;
+    });
+}
+
+#[test]
 fn a_new_service_takes_over_and_running_streams_stay() {
     run_test(async {
         let (a, b) = pair().await;
