@@ -151,6 +151,28 @@ fn panics_of_other_callbacks_are_reported() {
 }
 
 #[test]
+fn destructors_that_panic_end_nothing_else() {
+    let (_world, instance) = running("bombs");
+    let (near, far) = stream(3000);
+    instance.open(near);
+    assert_eq!(far.exchange(b"x").unwrap(), b"x");
+    instance.drain(Duration::ZERO);
+    wait_for("the end", || instance.stats().ended);
+    let (world, instance) = running("bomb-payload");
+    let (near, far) = stream(3000);
+    instance.open(near);
+    assert!(far.recv().is_err());
+    instance.drain(Duration::ZERO);
+    wait_for("the end", || instance.stats().ended);
+    assert!(world.has_incident(|i| matches!(i, Incident::Panicked { .. })));
+    match start(&World::new(), "panic-spawned").err() {
+        Some(StartError::Crashed(text)) => assert!(text.contains("a future of start"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    the_host_works();
+}
+
+#[test]
 fn a_rule_that_does_not_answer_has_not_allowed() {
     for (mode, wanted) in [
         ("panic-validate", "it crashed: panicked"),

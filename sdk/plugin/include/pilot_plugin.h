@@ -147,7 +147,8 @@ typedef struct {
 
 /*
  Bytes with an owner. Whoever holds it calls `release(owner)` once, if it is
- set, on any thread; `data` and `len` may be narrowed before.
+ set, on any thread; `data` and `len` may be narrowed before. `release` must
+ not wait for anything: it may run on the thread that moves all data.
  */
 typedef struct {
   /*

@@ -103,7 +103,7 @@ fn damaged_messages_harm_nobody_else() {
         still_serves(&a, &b).await;
         let info = a.info().await;
         assert_eq!(info["clients"], 1, "clients that left are forgotten");
-        assert_eq!(info["ports"], 2, "so are their ports");
+        assert_eq!(info["ports"], 1, "so are their ports");
     });
 }
 

@@ -128,7 +128,7 @@ impl Queue {
     pub(super) fn wait(&self, at: Option<Instant>) {
         {
             let mut inner = self.lock();
-            if !inner.messages.is_empty() {
+            if !inner.messages.is_empty() || inner.closed {
                 return;
             }
             inner.asleep = true;
@@ -144,6 +144,9 @@ impl Queue {
     pub(super) fn close(&self) -> VecDeque<Message> {
         let mut inner = self.lock();
         inner.closed = true;
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
         std::mem::take(&mut inner.messages)
     }
 }

@@ -254,7 +254,10 @@ impl Shared {
         }
         let cells = self.table.lock().unwrap_or_else(PoisonError::into_inner).take();
         for cell in cells {
-            if let Some(mut stream) = cell.lock().take() {
+            // One that the thread holds is let go of when its call comes back:
+            // who watches all instances must not wait for one.
+            let held = cell.try_lock().and_then(|mut stream| stream.take());
+            if let Some(mut stream) = held {
                 stream.reset(reason);
             }
         }

@@ -2,7 +2,7 @@
 //! be reset while the instance's thread hangs in the plugin.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Wake, Waker};
 
 use pilot_plugin::abi::{READABLE, WRITABLE};
@@ -64,6 +64,15 @@ impl Cell {
     /// The stream, for a moment; absent when it was closed or reset.
     pub(super) fn lock(&self) -> MutexGuard<'_, Option<BoxStream>> {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, unless somebody holds it: a thread that hangs in a call.
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Option<BoxStream>>> {
+        match self.stream.try_lock() {
+            Ok(stream) => Some(stream),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Has the plugin told that it may read and write.

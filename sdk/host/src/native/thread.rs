@@ -90,7 +90,11 @@ fn begin(
     let started = callbacks.start(&HOST, context, config);
     shared.leave();
     let handle = started.map_err(|(status, text)| match status {
-        abi::PANIC => StartError::Crashed(text),
+        // A future that panics says so in the log.
+        abi::PANIC => match std::mem::take(&mut *local.last_line.borrow_mut()) {
+            line if line.is_empty() => StartError::Crashed(text),
+            line => StartError::Crashed(line),
+        },
         status => StartError::Refused(reason(status, text)),
     })?;
     shared.enter(Callback::SelfTest);

@@ -17,7 +17,7 @@ use super::instance::Shared;
 use super::plugin::Plugin;
 use super::raw::Raw;
 use super::stream::Stream;
-use super::task::{Panicked, RUN};
+use super::task::{Panicked, RUN, caught, discard};
 use crate::abi::{
     self, ABI_MAJOR, ABI_MINOR, PilotBuffer, PilotContext, PilotHost, PilotPlugin, PilotSlice,
 };
@@ -65,7 +65,7 @@ impl Table {
     /// The table for `P`; null when `P` cannot even say what it is.
     pub fn of<P: Plugin>(&'static self) -> *const PilotPlugin {
         note_panics();
-        let made = catch_unwind(|| self.made.get_or_init(make::<P>));
+        let made = caught(|| self.made.get_or_init(make::<P>));
         made.map_or(std::ptr::null(), |made| &raw const made.table)
     }
 }
@@ -126,6 +126,13 @@ unsafe extern "C" fn start<P: Plugin>(
     match made {
         Ok(Ok(made)) => {
             let status = outcome(&made.shared, abi::OK);
+            if status != abi::OK {
+                // The host will not stop what did not start.
+                // SAFETY: the host gives room for a text.
+                unsafe { tell(error, last_panic()) };
+                end(*made);
+                return status;
+            }
             // SAFETY: the host gives room for the pointer.
             unsafe { *instance = Box::into_raw(made).cast() };
             status
@@ -135,7 +142,8 @@ unsafe extern "C" fn start<P: Plugin>(
             unsafe { tell(error, why.to_string()) };
             abi::ERROR
         }
-        Err(_) => {
+        Err(payload) => {
+            discard(payload);
             // SAFETY: as above.
             unsafe { tell(error, last_panic()) };
             abi::PANIC
@@ -145,14 +153,18 @@ unsafe extern "C" fn start<P: Plugin>(
 
 unsafe extern "C" fn stop<P: Plugin>(instance: *mut c_void) {
     // SAFETY: made by `start`; this is the last call for it.
-    let instance = unsafe { Box::from_raw(instance.cast::<Instance<P>>()) };
-    let dropped = catch_unwind(AssertUnwindSafe(|| {
-        instance.shared.tasks.clear();
-        instance.shared.settle();
-        drop(instance);
-    }));
-    // Nothing of the instance is used again.
-    drop(dropped);
+    end(*unsafe { Box::from_raw(instance.cast::<Instance<P>>()) });
+}
+
+/// Lets go of everything, each by itself, as destructors may panic.
+fn end<P>(instance: Instance<P>) {
+    let Instance { shared, plugin } = instance;
+    shared.tasks.clear();
+    caught(|| drop(plugin));
+    // The author's type may have left something behind.
+    shared.tasks.clear();
+    shared.settle();
+    caught(|| drop(shared));
 }
 
 unsafe extern "C" fn self_test<P: Plugin>(instance: *mut c_void, error: *mut PilotBuffer) -> i32 {
@@ -326,7 +338,11 @@ unsafe fn with<P: Plugin>(instance: *mut c_void, f: impl FnOnce(&Instance<P>) ->
     let instance = unsafe { &*instance.cast::<Instance<P>>() };
     match catch_unwind(AssertUnwindSafe(|| f(instance))) {
         Ok(status) => outcome(&instance.shared, status),
-        Err(_) => panicked(&instance.shared),
+        Err(payload) => {
+            discard(payload);
+            instance.shared.tasks.again();
+            panicked(&instance.shared)
+        }
     }
 }
 
@@ -334,10 +350,8 @@ unsafe fn with<P: Plugin>(instance: *mut c_void, f: impl FnOnce(&Instance<P>) ->
 fn outcome(shared: &Rc<Shared>, status: i32) -> i32 {
     match shared.run() {
         Ok(()) => status,
-        Err(Panicked(panic)) => {
-            // Its destructor is the author's and may panic as well.
-            let dropped = catch_unwind(AssertUnwindSafe(|| drop(panic)));
-            drop(dropped);
+        Err(Panicked(payload)) => {
+            discard(payload);
             panicked(shared)
         }
     }

@@ -196,8 +196,11 @@ impl Future for Sleep {
                 let token = self.shared.token();
                 // The largest takes a timer back.
                 let nanos = u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX);
-                self.shared.raw.timer(token, nanos.min(u64::MAX - 1));
                 self.token = Some(token);
+                if let Err(status) = self.shared.raw.timer(token, nanos.min(u64::MAX - 1)) {
+                    // To wait for ever, or not at all, would be worse.
+                    panic!("the host sets no timer: {}", say(status, ""));
+                }
                 token
             }
         };
@@ -208,7 +211,8 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(token) = self.token {
-            self.shared.raw.timer(token, u64::MAX);
+            // There may be none.
+            let _ = self.shared.raw.timer(token, u64::MAX);
             self.shared.forget(token);
         }
     }

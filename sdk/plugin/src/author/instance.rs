@@ -94,7 +94,19 @@ impl Shared {
 
     /// Nobody waits for `token` any more.
     pub(super) fn forget(&self, token: u64) {
-        self.waiting.borrow_mut().remove(&token);
+        let known = self.waiting.borrow_mut().remove(&token);
+        // It came in the same moment as nobody wanted it any more.
+        if let Some((status, body)) = known.and_then(|known| known.answer) {
+            self.close_dialled(token, status, &body);
+        }
+    }
+
+    /// Closes the stream in an answer that nobody takes.
+    fn close_dialled(&self, token: u64, status: i32, body: &[u8]) {
+        let stream = std::str::from_utf8(body).ok().and_then(|text| text.parse().ok());
+        if let Some(stream) = stream.filter(|_| token & DIAL != 0 && status == abi::OK) {
+            self.raw.close(stream);
+        }
     }
 
     /// Waits for the answer to `token`.
@@ -124,10 +136,7 @@ impl Shared {
                 entry.waker.take()
             }
             None => {
-                let stream = std::str::from_utf8(body).ok().and_then(|text| text.parse().ok());
-                if let Some(stream) = stream.filter(|_| token & DIAL != 0 && status == abi::OK) {
-                    self.raw.close(stream);
-                }
+                self.close_dialled(token, status, body);
                 None
             }
         };

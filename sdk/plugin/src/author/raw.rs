@@ -49,11 +49,9 @@ impl Raw {
         unsafe { (self.table().wake)(self.context, token) }
     }
 
-    pub(super) fn timer(&self, token: u64, nanos: u64) {
+    pub(super) fn timer(&self, token: u64, nanos: u64) -> Result<(), Status> {
         // SAFETY: see `log`.
-        // A refusal (wrong thread) cannot happen here: futures run on the
-        // instance's thread.
-        unsafe { (self.table().timer)(self.context, token, nanos) };
+        ok(unsafe { (self.table().timer)(self.context, token, nanos) })
     }
 
     pub(super) fn read(&self, stream: u64) -> Result<Buffer, Status> {

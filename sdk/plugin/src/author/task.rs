@@ -98,24 +98,42 @@ impl Tasks {
                 Err(panic) => Some(Err(Panicked(panic))),
             };
             if let Some(finished) = finished {
-                self.jobs.borrow_mut().try_remove(id);
+                let gone = self.jobs.borrow_mut().try_remove(id);
+                drop(gone);
                 settle();
-                finished?;
+                if let Err(panicked) = finished {
+                    // The others are not to wait for the next event.
+                    self.again();
+                    return Err(panicked);
+                }
             } else {
                 settle();
             }
         }
-        if !self.queue.is_empty() {
-            self.queue.raw.wake(RUN);
-        }
+        self.again();
         Ok(())
     }
 
     /// Drops all futures.
     pub(super) fn clear(&self) {
-        // What a future drops may spawn, hence not while borrowed.
-        let jobs = std::mem::take(&mut *self.jobs.borrow_mut());
-        drop(jobs);
+        loop {
+            // One by one, as one destructor that panics must not meet another;
+            // and not while borrowed, as what is dropped may spawn.
+            let next = {
+                let mut jobs = self.jobs.borrow_mut();
+                let key = jobs.iter().next().map(|(key, _)| key);
+                key.map(|key| jobs.remove(key))
+            };
+            let Some((job, _)) = next else { return };
+            caught(|| drop(job));
+        }
+    }
+
+    /// Has what is ready polled in the next callback.
+    pub(super) fn again(&self) {
+        if !self.queue.is_empty() {
+            self.queue.raw.wake(RUN);
+        }
     }
 
     fn take(&self, id: usize) -> Option<(Job, Arc<TaskWaker>)> {
@@ -151,6 +169,26 @@ impl Wake for TaskWaker {
         if !self.queued.swap(true, Ordering::AcqRel) {
             self.queue.push(self.id);
         }
+    }
+}
+
+/// What `f` gives, unless it panics. The panic ends here, also when what it
+/// carries panics as it is dropped.
+pub(super) fn caught<T>(f: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(value) => Some(value),
+        Err(payload) => {
+            discard(payload);
+            None
+        }
+    }
+}
+
+/// Drops what a panic carries.
+pub(super) fn discard(payload: Box<dyn Any + Send>) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        // Not again: that would go on for ever.
+        std::mem::forget(second);
     }
 }
 

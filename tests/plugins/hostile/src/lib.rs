@@ -37,6 +37,15 @@ impl Drop for Loud {
     }
 }
 
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("on purpose, in a destructor");
+    }
+}
+
 impl Hostile {
     fn is(&self, mode: &str) -> bool {
         self.mode == mode
@@ -95,6 +104,19 @@ impl Plugin for Hostile {
         }
         let this = Self { host: host.clone(), mode };
         this.misbehave("start");
+        if this.is("bombs") {
+            // Several futures whose destructors panic as the instance ends.
+            for _ in 0..3 {
+                let bomb = Bomb;
+                host.spawn(async move {
+                    let _bomb = bomb;
+                    std::future::pending::<()>().await;
+                });
+            }
+        }
+        if this.is("panic-spawned") {
+            host.spawn(async { panic!("on purpose, in a future of start") });
+        }
         if this.is("panic-timer") {
             host.spawn({
                 let host = host.clone();
@@ -120,6 +142,10 @@ impl Plugin for Hostile {
 
     async fn serve(&self, mut stream: Stream, _: Peer) -> Result<(), Error> {
         self.misbehave("serve");
+        if self.is("bomb-payload") {
+            // What the panic carries panics as well.
+            std::panic::panic_any(Bomb);
+        }
         match self.mode.as_str() {
             "fail-serve" => {
                 stream.write_all(b"half an ans").await?;
@@ -238,6 +264,9 @@ impl Plugin for Hostile {
     }
 
     fn drain(&self) {
+        if self.is("bomb-payload") {
+            std::panic::panic_any(Bomb);
+        }
         self.misbehave("drain");
     }
 }
