@@ -28,6 +28,7 @@ fuzz:
 soak:
 	cargo build --locked --release --workspace --exclude pilot-tests --exclude pilot-hostile-plugin
 	cargo run --locked --release -p pilot-tests --bin soak
+	PILOT_RELOADS=600 cargo test --locked --release -p pilot-host --test reload -- --nocapture two_hundred
 
 doc:
 	cargo doc --locked --workspace --no-deps

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use pilot_host::{Limits, open_native};
+use pilot_plugin::Manifest;
 use serde_json::json;
 use world::{World, stream};
 
@@ -45,4 +46,65 @@ fn the_plugin_of_the_manual_builds_and_serves() {
     let instance = instance.unwrap();
     instance.open(near);
     assert_eq!(far.exchange(b"hello\r\nthere").unwrap(), b"HELLO\nTHERE\n");
+}
+
+/// The shipped plugins, in the order of the reference.
+const SHIPPED: [&str; 11] = [
+    "control",
+    "echo",
+    "nameserver",
+    "http",
+    "secure",
+    "stdio",
+    "data-exchange",
+    "event-stream",
+    "tasks",
+    "sink-webhook",
+    "sink-file",
+];
+
+/// The reference of the shipped plugins is what they say of themselves. After a
+/// change run with `PILOT_BLESS=1`.
+#[test]
+fn the_reference_of_services_is_theirs() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/SERVICES.md");
+    let kept = std::fs::read_to_string(&file).unwrap();
+    let prose = kept.split("\n## ").next().unwrap().trim_end();
+    let mut made = format!("{prose}\n");
+    for name in SHIPPED {
+        let backend = open_native(&world::plugin(&format!("pilot-plugin-{name}"))).unwrap();
+        made += &section(backend.manifest());
+    }
+    if std::env::var_os("PILOT_BLESS").is_some() {
+        std::fs::write(&file, &made).unwrap();
+        return;
+    }
+    assert!(made == kept, "docs/SERVICES.md is not what the plugins say; run with PILOT_BLESS=1");
+}
+
+fn section(manifest: &Manifest) -> String {
+    let ports: Vec<_> = manifest.services.iter().flat_map(|s| &s.ports).collect();
+    let what = match (ports.as_slice(), manifest.sinks.is_empty()) {
+        ([], false) => "sink".to_owned(),
+        ([port], true) => format!("port {port}"),
+        (ports, _) => format!("ports {ports:?}"),
+    };
+    let mut text = format!("\n## {} ({what})\n\n{}.\n", manifest.name, manifest.description);
+    let schema = manifest.config_schema.clone().unwrap_or_default();
+    let Some(keys) = schema["properties"].as_object().filter(|keys| !keys.is_empty()) else {
+        return text + "\nIt takes no configuration.\n";
+    };
+    text += "\n| Key | Default | |\n|---|---|---|\n";
+    for (key, about) in keys {
+        let said = about["description"].as_str().unwrap_or_default();
+        // What a table cannot hold.
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
+        let default = match &about["default"] {
+            serde_json::Value::Null => String::new(),
+            serde_json::Value::String(text) => text.clone(),
+            value => value.to_string(),
+        };
+        text += &format!("| `{key}` | {} | {said} |\n", default.replace('|', "\\|"));
+    }
+    text
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use pilot_host::{
     Deliver, Loaders, Manager, ManagerOptions, ReloadResult, Settings, SinkHandle, Sinks, State,
@@ -87,10 +88,13 @@ fn resident() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
+/// Two hundred as fast as it goes; `make soak` asks for six hundred, ten a second.
 #[test]
 fn two_hundred_reloads_under_traffic() {
-    const RELOADS: u64 = 200;
-    let setup = Setup::new(false, 256);
+    let asked = std::env::var("PILOT_RELOADS").ok().and_then(|n| n.parse().ok());
+    let reloads: u64 = asked.unwrap_or(200);
+    let pause = Duration::from_millis(if asked.is_some() { 100 } else { 0 });
+    let setup = Setup::new(false, usize::try_from(reloads).unwrap() + 1);
     // Streams opened from now on get at least this version.
     let current = AtomicU64::new(1);
     let (served, stop) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -112,7 +116,8 @@ fn two_hundred_reloads_under_traffic() {
                 }
             });
         }
-        for version in 2..=RELOADS + 1 {
+        for version in 2..=reloads + 1 {
+            std::thread::sleep(pause);
             setup.replace(&format!("{version:08}"));
             let report = block_on(setup.manager.reload());
             assert_eq!(report.plugins[0].result, ReloadResult::Reloaded, "{report:?}");
@@ -122,11 +127,15 @@ fn two_hundred_reloads_under_traffic() {
         wait_for("more streams", || served.load(Ordering::Relaxed) >= enough);
         stop.store(true, Ordering::Release);
     });
-    assert_eq!(setup.ask(&long), 1, "an open stream stays with its version");
+    // Older ones than the bound on generations that finish are ended.
+    if reloads <= 256 {
+        assert_eq!(setup.ask(&long), 1, "an open stream stays with its version");
+    }
     let status = setup.manager.status("version").unwrap();
-    assert_eq!((status.state, status.generation), (State::Running, RELOADS + 1));
+    assert_eq!((status.state, status.generation), (State::Running, reloads + 1));
     assert_eq!(status.errors, 0);
-    let each = resident().saturating_sub(before) / RELOADS;
+    let each = resident().saturating_sub(before) / reloads;
+    eprintln!("{} streams, {each} bytes of memory a reload", served.load(Ordering::Relaxed));
     assert!(each < 400 << 10, "{each} bytes each");
 }
 
