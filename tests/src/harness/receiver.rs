@@ -108,7 +108,8 @@ impl WebhookReceiver {
     /// When something is missing, out of order, or another event.
     pub fn check(&self, repeats: bool) -> Result<(u64, u64, u64)> {
         let taken = self.taken();
-        let first = taken.first().map(id).context("no event came")?;
+        let first = taken.first().context("no event came")?;
+        let first = gap_from(first).unwrap_or_else(|| id(first));
         let (mut last, mut dropped) = (first.saturating_sub(1), 0);
         let mut known = std::collections::BTreeMap::new();
         for event in &taken {
@@ -118,11 +119,10 @@ impl WebhookReceiver {
                 ensure!(earlier == event, "number {number} stands for {earlier} and {event}");
                 continue;
             }
-            let told = event["event"] == "events.dropped";
-            if told {
+            let from = gap_from(event);
+            if from.is_some() {
                 dropped += event["data"]["count"].as_u64().unwrap_or(0);
             }
-            let from = if told { event["data"]["first_event_id"].as_u64() } else { None };
             ensure!(
                 from.unwrap_or(number) == last + 1,
                 "after event {last} came {event}; nothing tells of a gap"
@@ -139,6 +139,11 @@ impl Drop for WebhookReceiver {
             task.abort();
         }
     }
+}
+
+/// The first number that an `events.dropped` stands for.
+fn gap_from(event: &Value) -> Option<u64> {
+    event["data"]["first_event_id"].as_u64().filter(|_| event["event"] == "events.dropped")
 }
 
 fn id(event: &Value) -> u64 {

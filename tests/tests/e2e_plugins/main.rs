@@ -1,8 +1,12 @@
 //! Plugins, scripts, sinks and the services that ship with Pilot, in real
 //! daemons.
 
+mod drop_in;
+mod hostile;
 mod services;
+mod signatures;
 mod transfer;
+mod webhook;
 
 use std::path::Path;
 use std::time::Duration;
