@@ -164,20 +164,21 @@ async fn what_no_watch_sees_is_found_by_a_signal_and_by_a_command() -> Result<()
             "plugins:\n  http:\n    ports: [{port}]\n    config:\n      folder: {}\n",
             shown(&site)
         );
-        // Nothing runs, so that what failed is tried again.
-        pair.serves.configure("plugins:\n  http:\n    enabled: false\n")?;
-        pair.serves.until_state("http", "off").await?;
         pair.serves.configure(&lines)?;
         let refused = |p: &Value| {
             p["last_reload"]["error"].as_str().is_some_and(|e| e.contains(&*site.to_string_lossy()))
         };
-        pair.serves.until_plugin("http", "refused", refused).await?;
+        let now = pair.serves.until_plugin("http", "refused", refused).await?;
+        ensure!(now["state"] == "running", "the one before does not go on: {now}");
+        // It is not what the configuration wants, so it is tried each time.
+        let error = pair.serves.pilotctl_error(&["reload"])?;
+        ensure!(error.to_string().contains("is not a folder"), "{error}");
         fs::create_dir(&site)?;
         match name {
             "one" => pair.serves.process.signal(Signal::HUP),
             _ => {
                 let done = pair.serves.pilotctl(&["reload"])?;
-                ensure!(done.to_string().contains("started"), "{done}");
+                ensure!(done.to_string().contains("reloaded"), "{done}");
             }
         }
         pair.open(port).await?;
