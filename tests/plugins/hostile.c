@@ -149,7 +149,8 @@ const PilotPlugin *pilot_plugin_v1(void) {
   plugin.abi_major = PILOT_ABI_MAJOR;
   plugin.abi_minor = PILOT_ABI_MINOR;
   plugin.struct_size = sizeof plugin;
-  plugin.manifest = text("{\"name\":\"hostile-c\",\"version\":\"1\",\"future\":true,\"services\":"
+  plugin.manifest = text("{\"name\":\"hostile-c\",\"version\":\"1\",\"future\":true,"
+                         "\"config_schema\":{\"type\":\"object\"},\"services\":"
                          "[{\"name\":\"s\",\"ports\":[3001]}],\"rules\":[{\"name\":\"r\"}]}");
   plugin.start = start;
   plugin.stop = stop;

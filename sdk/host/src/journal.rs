@@ -209,7 +209,9 @@ impl Journal {
         let (now, time) = (Instant::now(), Timestamp::now());
         status.sinks = status.sinks.into_iter().map(|sink| sink.at(now, time)).collect();
         (status.emitted, status.lost) = self.0.inbox.counts();
-        status.in_memory += self.0.inbox.len() as u64;
+        // What the thread has taken and not written is in memory too. Asked for
+        // after what it said, so that this is never too little.
+        status.in_memory = status.emitted.saturating_sub(status.lost + status.settled);
         status
     }
 

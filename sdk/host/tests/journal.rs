@@ -559,3 +559,19 @@ fn many_events_at_full_speed() {
     println!("recorded {}/s, delivered {}/s", rate(recorded), rate(all));
     assert_eq!(journal.status().lost, 0);
 }
+
+#[test]
+fn nothing_in_memory_means_that_all_is_on_disk() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let journal = open(dir.path());
+    let sink = Sink::broken();
+    let _attached = journal.attach("s", quick(), sink.deliver()).expect("attached");
+    let first = journal.status().next_event_id;
+    for n in 1..=20_000 {
+        journal.emit(event(n));
+        let status = journal.status();
+        assert!(status.in_memory > 0 || status.next_event_id >= first + n, "{n}: {status:?}");
+    }
+    until("the disk", || journal.status().in_memory == 0);
+    assert!(journal.status().next_event_id >= first + 20_000);
+}

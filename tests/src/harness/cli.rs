@@ -1,5 +1,6 @@
 //! `pilotctl` as the user of one daemon runs it.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -17,14 +18,34 @@ impl Daemon {
     /// # Errors
     /// When it cannot be run or hangs.
     pub fn pilotctl_raw(&self, args: &[&str]) -> Result<Finished> {
+        run("pilotctl", self.pilotctl_command("--json", args)?, LIMIT)
+    }
+
+    /// Runs `pilotctl` as on a terminal, which must succeed, and returns what
+    /// it wrote to standard output.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn pilotctl_text(&self, args: &[&str]) -> Result<String> {
+        let done = run("pilotctl", self.pilotctl_command("--json=false", args)?, LIMIT)?;
+        ensure!(done.status.success(), "pilotctl {args:?} failed: {}", done.stderr.trim());
+        Ok(done.stdout)
+    }
+
+    /// `pilotctl` with `form` (`--json` or `--json=false`) and these arguments,
+    /// for who starts it.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn pilotctl_command(&self, form: &str, args: &[&str]) -> Result<Command> {
         let mut pilotctl = command("pilotctl")?;
         pilotctl
             .env("PILOT_HOME", &self.home)
             .env("PILOT_SOCKET", &self.socket)
             .env("PILOT_REGISTRY", self.registry())
-            .arg("--json")
+            .arg(form)
             .args(args);
-        run("pilotctl", pilotctl, LIMIT)
+        Ok(pilotctl)
     }
 
     /// Runs `pilotctl --json`, which must succeed, and returns `data`.

@@ -21,6 +21,8 @@ const CONDITION_POLL: Duration = Duration::from_millis(20);
 /// Environment variable with the number of workers of every daemon that is not
 /// told another, to run any test with several.
 const WORKERS: &str = "PILOT_TEST_WORKERS";
+/// Name of a daemon's config file in its folder.
+const CONFIG: &str = "daemon.yaml";
 /// How long a program may take to end when asked.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -170,6 +172,8 @@ pub struct DaemonOptions {
     name: String,
     program: String,
     settings: Vec<(String, String)>,
+    /// Lines of the config file below the settings.
+    more: String,
 }
 
 impl DaemonOptions {
@@ -179,6 +183,7 @@ impl DaemonOptions {
             name: name.to_owned(),
             program: "pilot-daemon".to_owned(),
             settings: Vec::new(),
+            more: String::new(),
         };
         // A second instead of half a minute between heartbeats, which is also
         // when requests for trust are fetched.
@@ -209,9 +214,28 @@ impl DaemonOptions {
         self
     }
 
+    /// Adds lines to the config file, for what is more than a key and a value.
+    #[must_use]
+    pub fn lines(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.more);
+        self
+    }
+
     /// The value of a key, if it was set.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.settings.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    fn yaml(&self) -> Result<String> {
+        let mut yaml = String::new();
+        for (key, value) in &self.settings {
+            // JSON strings are YAML strings; numbers and booleans stay bare.
+            let bare = value.parse::<f64>().is_ok() || matches!(value.as_str(), "true" | "false");
+            let value = if bare { value.clone() } else { Value::from(value.as_str()).to_string() };
+            writeln!(yaml, "{key}: {value}")?;
+        }
+        yaml.push_str(&self.more);
+        Ok(yaml)
     }
 
     /// Lifts every limit on streams, for load.
@@ -274,6 +298,19 @@ impl Daemon {
     /// Changes a setting; it counts from the next start.
     pub fn set(&mut self, key: &str, value: &str) {
         self.options = self.options.clone().set(key, value);
+    }
+
+    /// Writes its config file with other lines below the settings, as an editor
+    /// does: beside it, then renamed. Plugins take it at once, the rest at the
+    /// next start.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn configure(&mut self, yaml: &str) -> Result<()> {
+        self.options = self.options.clone().lines(yaml);
+        let new = self.home.join("daemon.yaml.new");
+        fs::write(&new, self.options.yaml()?)?;
+        Ok(fs::rename(new, self.home.join(CONFIG))?)
     }
 
     /// Asks it to end and waits.
@@ -355,15 +392,8 @@ impl Daemon {
 }
 
 fn launch(home: &Path, socket: &Path, options: &DaemonOptions) -> Result<Process> {
-    let mut yaml = String::new();
-    for (key, value) in &options.settings {
-        // JSON strings are YAML strings; numbers and booleans stay bare.
-        let bare = value.parse::<f64>().is_ok() || matches!(value.as_str(), "true" | "false");
-        let value = if bare { value.clone() } else { Value::from(value.as_str()).to_string() };
-        writeln!(yaml, "{key}: {value}")?;
-    }
-    let config = home.join("daemon.yaml");
-    fs::write(&config, yaml)?;
+    let config = home.join(CONFIG);
+    fs::write(&config, options.yaml()?)?;
     let mut daemon = command(&options.program)?;
     daemon.env("PILOT_HOME", home).arg("-config").arg(&config).arg("-socket").arg(socket);
     Process::start(&options.name, daemon, &home.join("daemon.log"))

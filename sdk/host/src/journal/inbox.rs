@@ -99,7 +99,9 @@ impl Inbox {
 
     /// Events emitted, and events that found no room.
     pub(super) fn counts(&self) -> (u64, u64) {
-        (self.emitted.load(Ordering::Relaxed), self.lost.load(Ordering::Relaxed))
+        // In this order, so that none is among the lost alone.
+        let lost = self.lost.load(Ordering::Acquire);
+        (self.emitted.load(Ordering::Relaxed), lost)
     }
 
     pub(super) fn emit(&self, event: Happening) {
@@ -108,7 +110,7 @@ impl Inbox {
         let mut waiting = self.lock();
         if waiting.closed || waiting.events.len() >= self.room {
             waiting.lost += 1;
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.lost.fetch_add(1, Ordering::Release);
         } else {
             // Under the lock, so that times grow with the numbers.
             waiting.events.push(Emitted { event, node, at: Timestamp::now() });

@@ -48,6 +48,10 @@ pub(super) struct Keeper {
     /// Taken, and numbered up to `numbered`.
     backlog: Vec<Emitted>,
     numbered: usize,
+    /// Of what was emitted, how many have a number, and how many of these are
+    /// on disk or for nobody.
+    admitted: u64,
+    settled: u64,
     /// Events that were lost after those of the backlog.
     lost: u64,
     /// Orders after those.
@@ -101,6 +105,8 @@ impl Keeper {
             durable: next - 1,
             backlog: Vec::new(),
             numbered: 0,
+            admitted: 0,
+            settled: 0,
             lost: 0,
             orders: Vec::new(),
             own: Vec::new(),
@@ -235,6 +241,7 @@ impl Keeper {
         for emitted in &backlog[self.numbered..to] {
             self.admit(&emitted.event, emitted.node, emitted.at);
         }
+        self.admitted += (to - self.numbered) as u64;
         self.numbered = to;
         self.backlog = backlog;
         if self.numbered == self.backlog.len() && self.lost > 0 {
@@ -318,6 +325,7 @@ impl Keeper {
         };
         let nothing = changes.events.is_empty() && changes.unwanted.is_empty() && !is_dirty;
         if nothing && changes.next == self.next_on_disk {
+            self.settled = self.admitted;
             self.well();
             return;
         }
@@ -346,6 +354,7 @@ impl Keeper {
             Ok(()) => {
                 self.next_on_disk = changes.next;
                 self.durable = self.next - 1;
+                self.settled = self.admitted;
                 changes.text.clear();
                 changes.events.clear();
                 changes.unwanted.clear();
@@ -500,7 +509,7 @@ impl Keeper {
             failing,
             failing_since,
             next_event_id: self.next,
-            in_memory: (self.backlog.len() - self.numbered + self.changes.events.len()) as u64,
+            settled: self.settled,
             moved_aside: self.moved_aside.clone(),
             sinks,
             ..JournalStatus::default()

@@ -27,6 +27,9 @@ pub struct JournalStatus {
     pub moved_aside: Option<PathBuf>,
     /// The sinks, in the order of their names.
     pub sinks: Vec<SinkStatus>,
+    /// Of the emitted, those that are on disk or for nobody.
+    #[serde(skip)]
+    pub(super) settled: u64,
 }
 
 /// What a sink is doing.
