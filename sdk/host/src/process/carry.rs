@@ -5,21 +5,25 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::frames::{Frame, Kind, PIECE, WINDOW};
 use super::pipe::{cost, credit, credit_body};
+use super::queue::Out;
 use crate::stream::BoxStream;
 
-/// Carries until both sides have ended or one breaks. `failed` is told when the
-/// plugin breaks the stream.
+/// Bytes that a child may send without waiting: it looks for credit before each
+/// piece, so that the last one may go beyond.
+const MAX_HELD: usize = WINDOW + 2 * PIECE;
+
+/// Carries until both sides have ended or one breaks. Gives how the child broke
+/// the contract, if it did.
 pub(super) async fn carry(
     stream: BoxStream,
     id: u64,
     frames: UnboundedReceiver<Frame>,
-    out: UnboundedSender<Frame>,
-    failed: &dyn Fn(String),
-) {
+    out: Out,
+) -> Option<String> {
     let mut carrier = Carrier {
         stream,
         id,
@@ -34,7 +38,7 @@ pub(super) async fn carry(
         end: false,
         close: false,
     };
-    poll_fn(|cx| carrier.poll(cx, failed)).await;
+    poll_fn(|cx| carrier.poll(cx)).await
 }
 
 #[derive(PartialEq)]
@@ -47,7 +51,7 @@ struct Carrier {
     stream: BoxStream,
     id: u64,
     frames: UnboundedReceiver<Frame>,
-    out: UnboundedSender<Frame>,
+    out: Out,
     /// Bytes that may be sent to the child.
     credit: i64,
     /// Read and not yet sent.
@@ -64,20 +68,27 @@ struct Carrier {
 }
 
 impl Carrier {
-    fn poll(&mut self, cx: &mut Context<'_>, failed: &dyn Fn(String)) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
         loop {
             match self.frames.poll_recv(cx) {
-                Poll::Ready(Some(frame)) => {
-                    if self.take(frame, failed) {
-                        return Poll::Ready(());
+                Poll::Ready(Some(frame)) => match self.take(frame) {
+                    Ok(false) => {}
+                    Ok(true) => return Poll::Ready(None),
+                    Err(text) => {
+                        self.stream.reset(&text);
+                        return Poll::Ready(Some(text));
                     }
+                },
+                Poll::Ready(None) => {
+                    // What is left is not to look like all of it.
+                    self.stream.reset("the plugin has ended, and its peer did not read in time");
+                    return Poll::Ready(None);
                 }
-                Poll::Ready(None) => return Poll::Ready(()),
                 Poll::Pending => break,
             }
         }
         if self.write(cx) {
-            return Poll::Ready(());
+            return Poll::Ready(None);
         }
         if !self.close {
             self.read(cx);
@@ -86,39 +97,40 @@ impl Carrier {
     }
 
     fn send(&self, kind: Kind, body: impl Into<Bytes>) {
-        // Without a writer the parent is about to end.
-        let _ = self.out.send(Frame::new(kind, self.id, body));
+        self.out.send(Frame::new(kind, self.id, body));
     }
 
     /// Whether the stream is over.
-    fn take(&mut self, frame: Frame, failed: &dyn Fn(String)) -> bool {
+    fn take(&mut self, frame: Frame) -> Result<bool, String> {
         match frame.kind {
             Kind::Data => {
                 self.held += cost(frame.body.len());
-                // One write may go beyond, by a piece of any size; a child that
-                // does not wait at all is not one of ours.
-                if self.held > WINDOW + (64 << 20) {
-                    let text = "the child sends more than it may".to_owned();
-                    self.stream.reset(&text);
-                    failed(text);
-                    return true;
+                if self.held > MAX_HELD {
+                    return Err("it sends more on a stream than it may".to_owned());
                 }
                 self.unwritten.push_back(frame.body);
             }
-            Kind::Credit => self.credit += credit(&frame.body) as i64,
+            Kind::Credit => {
+                self.credit += credit(&frame.body) as i64;
+                if self.credit > WINDOW as i64 {
+                    return Err("it allows more on a stream than was sent".to_owned());
+                }
+            }
             Kind::End => self.end = true,
             Kind::Close => {
                 self.end = true;
                 self.close = true;
             }
+            // Let go of before: what it wrote is still written.
+            Kind::Reset if self.close => {}
             Kind::Reset => {
                 let reason = String::from_utf8_lossy(&frame.body);
                 self.stream.reset(&reason);
-                return true;
+                return Ok(true);
             }
             _ => {}
         }
-        false
+        Ok(false)
     }
 
     /// Writes what the child sent; whether the stream is over.
@@ -167,6 +179,9 @@ impl Carrier {
     /// Reads what has arrived for the child, as far as its credit goes.
     fn read(&mut self, cx: &mut Context<'_>) {
         while self.read == Reading::Open && self.credit > 0 {
+            if self.out.poll_room(self.id, cx).is_pending() {
+                return;
+            }
             if self.unread.is_empty() {
                 match self.stream.poll_read(cx) {
                     Poll::Pending => return,
