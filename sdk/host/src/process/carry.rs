@@ -204,3 +204,91 @@ impl Carrier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+    use std::task::Waker;
+
+    use pilot_wire::SocketAddress;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::super::queue::queue;
+    use super::*;
+    use crate::stream::HostStream;
+
+    #[derive(Default)]
+    struct Seen {
+        room: bool,
+        written: usize,
+        reset: Option<String>,
+        writer: Option<Waker>,
+    }
+
+    #[derive(Clone, Default)]
+    struct Slow(Arc<Mutex<Seen>>);
+
+    impl HostStream for Slow {
+        fn remote(&self) -> SocketAddress {
+            SocketAddress::default()
+        }
+
+        fn local_port(&self) -> u16 {
+            7
+        }
+
+        fn poll_read(&mut self, _: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+            Poll::Pending
+        }
+
+        fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+            let mut seen = self.0.lock().unwrap();
+            seen.writer = Some(cx.waker().clone());
+            if seen.room { Poll::Ready(Ok(1)) } else { Poll::Pending }
+        }
+
+        fn write(&mut self, data: Bytes) {
+            self.0.lock().unwrap().written += data.len();
+        }
+
+        fn shutdown(&mut self) {}
+
+        fn reset(&mut self, reason: &str) {
+            self.0.lock().unwrap().reset = Some(reason.to_owned());
+        }
+    }
+
+    #[tokio::test]
+    async fn credit_and_window_are_not_exceeded() {
+        let piece = Frame::new(Kind::Data, 2, vec![0; PIECE]);
+        let credit = Frame::new(Kind::Credit, 2, credit_body(1));
+        for (frame, count) in [(piece, WINDOW / PIECE + 3), (credit, 1)] {
+            let (slow, (out, _queue)) = (Slow::default(), queue());
+            let (sender, frames) = unbounded_channel();
+            for _ in 0..count {
+                sender.send(frame.clone()).unwrap();
+            }
+            let broken = carry(Box::new(slow.clone()), 2, frames, out).await.unwrap();
+            assert_eq!(slow.0.lock().unwrap().reset, Some(broken));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_written_before_the_close_arrives_after_the_end() {
+        let (slow, (out, _queue)) = (Slow::default(), queue());
+        let (sender, frames) = unbounded_channel();
+        for (kind, body) in [(Kind::Data, "abc"), (Kind::Close, ""), (Kind::Reset, "the end")] {
+            sender.send(Frame::new(kind, 2, body)).unwrap();
+        }
+        let carried = tokio::spawn(carry(Box::new(slow.clone()), 2, frames, out));
+        while slow.0.lock().unwrap().writer.is_none() {
+            tokio::task::yield_now().await;
+        }
+        slow.0.lock().unwrap().room = true;
+        slow.0.lock().unwrap().writer.take().unwrap().wake();
+        assert_eq!(carried.await.unwrap(), None);
+        let seen = slow.0.lock().unwrap();
+        assert_eq!((seen.written, &seen.reset), (3, &None));
+    }
+}

@@ -1031,3 +1031,6 @@ fn store(store: &dyn KeyValue, frame: &Frame) -> io::Result<Frame> {
     });
     Ok(Frame::with_data(Kind::Answer, frame.id, &answered, &found))
 }
+
+#[cfg(test)]
+mod tests;

@@ -215,3 +215,40 @@ impl Drop for ChildStream {
 fn reset(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, reason.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    #[test]
+    fn one_large_write_waits_for_credit_and_ends_before_the_close() {
+        let (out, mut queue) = unbounded_channel();
+        let pipe = Pipe::new(2, out);
+        let remote = SocketAddress::default();
+        let mut stream = ChildStream { pipe: Arc::clone(&pipe), remote, port: 7, gone: false };
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(stream.poll_room(&mut cx), Poll::Ready(Ok(WINDOW))));
+        stream.write(vec![1; 3 * WINDOW].into());
+        assert!(stream.poll_room(&mut cx).is_pending() && pipe.has_unsent());
+        stream.shutdown();
+        drop(stream);
+        let (mut sent, mut closed) = (0, false);
+        let mut rounds = 0;
+        while !closed {
+            let mut got = 0;
+            while let Ok(frame) = queue.try_recv() {
+                match frame.kind {
+                    Kind::Data => got += cost(frame.body.len()),
+                    kind => closed = kind == Kind::Close,
+                }
+                sent += frame.body.len();
+            }
+            assert!(got <= WINDOW + cost(PIECE));
+            pipe.take(Frame::new(Kind::Credit, 2, credit_body(got)));
+            rounds += 1;
+        }
+        assert!(sent == 3 * WINDOW && rounds >= 3 && !pipe.has_unsent());
+    }
+}
