@@ -170,10 +170,11 @@ impl Begun {
 
     /// Has the library opened; its manifest, or why it cannot be.
     async fn load(&mut self, load: &Load) -> io::Result<Result<Manifest, String>> {
+        let Self { process, socket, .. } = self;
         let opened = async {
-            frames::write(&mut self.socket, &Frame::json(Kind::Load, 0, load)).await?;
+            frames::write(socket, &Frame::json(Kind::Load, 0, load)).await?;
             loop {
-                match frames::read(&mut self.socket).await? {
+                match frames::read(socket).await? {
                     None => return Err(broken("the child ended while it opened the library")),
                     Some(frame) if frame.kind == Kind::Manifest => return Ok(Ok(frame.parse()?)),
                     Some(frame) if frame.kind == Kind::Started => {
@@ -188,22 +189,38 @@ impl Begun {
             }
         };
         let late = || broken("the library does not finish loading");
-        let opened = tokio::time::timeout(OPEN_LIMIT, opened).await.unwrap_or_else(|_| Err(late()));
+        let opened = watching(process, tokio::time::timeout(OPEN_LIMIT, opened)).await;
+        let opened = opened.unwrap_or_else(|_| Err(late()));
         match opened {
             Ok(opened) => Ok(opened),
             Err(e) => Err(broken(&self.process.last_words(&e.to_string()).await)),
         }
     }
+}
 
-    /// Keeps a frame until the instance has started.
-    fn keep(&mut self, frame: Frame) -> io::Result<()> {
-        let bytes: usize = self.early.iter().map(|frame| frame.body.len()).sum();
-        if self.early.len() >= EARLY.0 || bytes + frame.body.len() > EARLY.1 {
-            return Err(broken("it says too much while it starts"));
+/// Waits for `work`, which reads from a child. What a child that has ended
+/// started would hold its socket open, so it is ended too.
+async fn watching<T>(process: &Process, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = tick.tick() => if process.has_ended() {
+                process.kill_group();
+            }
         }
-        self.early.push(frame);
-        Ok(())
     }
+}
+
+/// Keeps a frame until the instance has started.
+fn keep(early: &mut Vec<Frame>, frame: Frame) -> io::Result<()> {
+    let bytes: usize = early.iter().map(|frame| frame.body.len()).sum();
+    if early.len() >= EARLY.0 || bytes + frame.body.len() > EARLY.1 {
+        return Err(broken("it says too much while it starts"));
+    }
+    early.push(frame);
+    Ok(())
 }
 
 impl Backend for Isolated {
@@ -285,10 +302,11 @@ async fn begin(
 
 async fn start(begun: &mut Begun, shared: &Shared, config: &Value) -> Result<(), StartError> {
     let limit = shared.context.limits.start + Duration::from_secs(1);
+    let Begun { process, socket, early } = begun;
     let started = async {
-        frames::write(&mut begun.socket, &Frame::json(Kind::Start, 0, config)).await?;
+        frames::write(socket, &Frame::json(Kind::Start, 0, config)).await?;
         loop {
-            let Some(frame) = frames::read(&mut begun.socket).await? else {
+            let Some(frame) = frames::read(socket).await? else {
                 return Err(broken("the child ended while it started"));
             };
             match frame.kind {
@@ -296,17 +314,17 @@ async fn start(begun: &mut Begun, shared: &Shared, config: &Value) -> Result<(),
                 // What a plugin asks while it starts is answered at once.
                 Kind::Store => {
                     let answer = store(&*shared.context.store, &frame)?;
-                    frames::write(&mut begun.socket, &answer).await?;
+                    frames::write(socket, &answer).await?;
                 }
                 Kind::Log => shared.log(&frame)?,
                 // The rest is for the parent that is not there yet.
-                _ => begun.keep(frame)?,
+                _ => keep(early, frame)?,
             }
         }
     };
-    match tokio::time::timeout(limit, started).await {
+    match watching(process, tokio::time::timeout(limit, started)).await {
         Ok(Ok(began)) => began.into_result(),
-        Ok(Err(e)) => Err(StartError::Crashed(begun.process.last_words(&e.to_string()).await)),
+        Ok(Err(e)) => Err(StartError::Crashed(process.last_words(&e.to_string()).await)),
         Err(_) => Err(StartError::Timeout(shared.context.limits.start)),
     }
 }
@@ -533,7 +551,8 @@ impl Parent {
             }
             io::Result::Ok(())
         });
-        let (frames, mut arriving) = channel(64);
+        // Few, as each may be large.
+        let (frames, mut arriving) = channel(16);
         let reader = tokio::task::spawn_local(async move {
             let mut read = BufReader::with_capacity(256 << 10, read);
             loop {
