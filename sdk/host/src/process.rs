@@ -8,8 +8,11 @@
 mod carry;
 mod child;
 mod frames;
+mod own;
 mod parent;
 mod pipe;
+mod queue;
+mod rate;
 mod talk;
 
 pub use child::run_child;

@@ -233,3 +233,116 @@ fn the_end_of_the_handle_is_the_end_of_the_child() {
     drop(instance);
     assert!(far.recv().is_err());
 }
+
+/// Speaks while it starts, and leaves a process behind that holds everything
+/// the child had.
+const FORKS: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "pilot_plugin.h"
+
+static const PilotHost *host;
+static const PilotContext *context;
+
+static PilotSlice text(const char *s) {
+  PilotSlice slice = {(const uint8_t *)s, strlen(s)};
+  return slice;
+}
+
+static int32_t start(const PilotHost *table, const PilotContext *given, PilotSlice config,
+                     void **instance, PilotBuffer *error) {
+  (void)error;
+  host = table;
+  context = given;
+  *instance = &host;
+  int pid = fork();
+  if (pid == 0)
+    for (;;) pause();
+  char line[64];
+  snprintf(line, sizeof line, "{\"pid\":%d}", pid);
+  host->emit(context, text("forked"), text(line));
+  host->call(context, 1, text("test.echo"), text("{\"early\":true}"));
+  if (strstr((const char *)config.data, "abort")) abort();
+  return PILOT_OK;
+}
+
+static int32_t answer(void *instance, uint64_t token, int32_t status, PilotSlice body) {
+  (void)instance;
+  (void)token;
+  (void)status;
+  host->emit(context, text("answered"), body);
+  return PILOT_OK;
+}
+
+static int32_t stream_open(void *instance, uint64_t id, uint16_t port, PilotSlice peer,
+                           void **user) {
+  (void)instance;
+  (void)id;
+  (void)port;
+  (void)peer;
+  (void)user;
+  _exit(3);
+}
+
+static int32_t stream_ready(void *instance, uint64_t id, void *user, uint32_t what) {
+  (void)instance;
+  (void)id;
+  (void)user;
+  (void)what;
+  return PILOT_OK;
+}
+
+static void stop(void *instance) { (void)instance; }
+
+const PilotPlugin *pilot_plugin_v1(void) {
+  static PilotPlugin plugin;
+  plugin.abi_major = PILOT_ABI_MAJOR;
+  plugin.abi_minor = PILOT_ABI_MINOR;
+  plugin.struct_size = sizeof plugin;
+  plugin.manifest = text("{\"name\":\"forks\",\"version\":\"1\",\"services\":"
+                         "[{\"name\":\"s\",\"ports\":[3001]}]}");
+  plugin.start = start;
+  plugin.stop = stop;
+  plugin.stream_open = stream_open;
+  plugin.stream_ready = stream_ready;
+  plugin.answer = answer;
+  return &plugin;
+}
+"#;
+
+#[test]
+fn what_a_child_says_early_is_heard_and_what_it_started_ends_with_it() {
+    program("pilot-host", "pilot-plugin-host");
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("forks.c");
+    std::fs::write(&source, FORKS).unwrap();
+    let (_dir, file) = compile(source.to_str().unwrap(), "");
+    let backend = open_process(&file, &limits()).unwrap();
+    let world = World::new();
+    let instance = backend.start(&json!({}), world.context("forks", limits())).unwrap();
+    let event = |name: &str| {
+        let events = world.events.lock().unwrap();
+        events.iter().find(|(event, _)| event == name).map(|(_, data)| data.clone())
+    };
+    wait_for("the answer to the early call", || event("answered").is_some());
+    assert_eq!(event("answered").unwrap()["early"], true);
+    let pid = event("forked").unwrap()["pid"].as_u64().unwrap();
+    let lives = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // What nobody waits for stays as a zombie.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    };
+    assert!(lives());
+    let (near, far) = stream(3001);
+    instance.open(near);
+    let error = far.recv().unwrap_err().to_string();
+    assert!(error.contains("exited with status 3"), "{error}");
+    wait_for("the end of what it started", || !lives());
+
+    // The same while it starts, with standard error held open.
+    let config = json!({ "abort": true });
+    let error = backend.start(&config, World::new().context("forks", limits())).err().unwrap();
+    assert!(error.to_string().contains("aborted (SIGABRT)"), "{error}");
+}

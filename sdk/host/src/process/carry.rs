@@ -5,21 +5,25 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::frames::{Frame, Kind, PIECE, WINDOW};
 use super::pipe::{cost, credit, credit_body};
+use super::queue::Out;
 use crate::stream::BoxStream;
 
-/// Carries until both sides have ended or one breaks. `failed` is told when the
-/// plugin breaks the stream.
+/// Bytes that a child may send without waiting: it looks for credit before each
+/// piece, so that the last one may go beyond.
+const MAX_HELD: usize = WINDOW + 2 * PIECE;
+
+/// Carries until both sides have ended or one breaks. Gives how the child broke
+/// the contract, if it did.
 pub(super) async fn carry(
     stream: BoxStream,
     id: u64,
     frames: UnboundedReceiver<Frame>,
-    out: UnboundedSender<Frame>,
-    failed: &dyn Fn(String),
-) {
+    out: Out,
+) -> Option<String> {
     let mut carrier = Carrier {
         stream,
         id,
@@ -34,7 +38,7 @@ pub(super) async fn carry(
         end: false,
         close: false,
     };
-    poll_fn(|cx| carrier.poll(cx, failed)).await;
+    poll_fn(|cx| carrier.poll(cx)).await
 }
 
 #[derive(PartialEq)]
@@ -47,7 +51,7 @@ struct Carrier {
     stream: BoxStream,
     id: u64,
     frames: UnboundedReceiver<Frame>,
-    out: UnboundedSender<Frame>,
+    out: Out,
     /// Bytes that may be sent to the child.
     credit: i64,
     /// Read and not yet sent.
@@ -64,20 +68,27 @@ struct Carrier {
 }
 
 impl Carrier {
-    fn poll(&mut self, cx: &mut Context<'_>, failed: &dyn Fn(String)) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
         loop {
             match self.frames.poll_recv(cx) {
-                Poll::Ready(Some(frame)) => {
-                    if self.take(frame, failed) {
-                        return Poll::Ready(());
+                Poll::Ready(Some(frame)) => match self.take(frame) {
+                    Ok(false) => {}
+                    Ok(true) => return Poll::Ready(None),
+                    Err(text) => {
+                        self.stream.reset(&text);
+                        return Poll::Ready(Some(text));
                     }
+                },
+                Poll::Ready(None) => {
+                    // What is left is not to look like all of it.
+                    self.stream.reset("the plugin has ended, and its peer did not read in time");
+                    return Poll::Ready(None);
                 }
-                Poll::Ready(None) => return Poll::Ready(()),
                 Poll::Pending => break,
             }
         }
         if self.write(cx) {
-            return Poll::Ready(());
+            return Poll::Ready(None);
         }
         if !self.close {
             self.read(cx);
@@ -86,39 +97,40 @@ impl Carrier {
     }
 
     fn send(&self, kind: Kind, body: impl Into<Bytes>) {
-        // Without a writer the parent is about to end.
-        let _ = self.out.send(Frame::new(kind, self.id, body));
+        self.out.send(Frame::new(kind, self.id, body));
     }
 
     /// Whether the stream is over.
-    fn take(&mut self, frame: Frame, failed: &dyn Fn(String)) -> bool {
+    fn take(&mut self, frame: Frame) -> Result<bool, String> {
         match frame.kind {
             Kind::Data => {
                 self.held += cost(frame.body.len());
-                // One write may go beyond, by a piece of any size; a child that
-                // does not wait at all is not one of ours.
-                if self.held > WINDOW + (64 << 20) {
-                    let text = "the child sends more than it may".to_owned();
-                    self.stream.reset(&text);
-                    failed(text);
-                    return true;
+                if self.held > MAX_HELD {
+                    return Err("it sends more on a stream than it may".to_owned());
                 }
                 self.unwritten.push_back(frame.body);
             }
-            Kind::Credit => self.credit += credit(&frame.body) as i64,
+            Kind::Credit => {
+                self.credit += credit(&frame.body) as i64;
+                if self.credit > WINDOW as i64 {
+                    return Err("it allows more on a stream than was sent".to_owned());
+                }
+            }
             Kind::End => self.end = true,
             Kind::Close => {
                 self.end = true;
                 self.close = true;
             }
+            // Let go of before: what it wrote is still written.
+            Kind::Reset if self.close => {}
             Kind::Reset => {
                 let reason = String::from_utf8_lossy(&frame.body);
                 self.stream.reset(&reason);
-                return true;
+                return Ok(true);
             }
             _ => {}
         }
-        false
+        Ok(false)
     }
 
     /// Writes what the child sent; whether the stream is over.
@@ -167,6 +179,9 @@ impl Carrier {
     /// Reads what has arrived for the child, as far as its credit goes.
     fn read(&mut self, cx: &mut Context<'_>) {
         while self.read == Reading::Open && self.credit > 0 {
+            if self.out.poll_room(self.id, cx).is_pending() {
+                return;
+            }
             if self.unread.is_empty() {
                 match self.stream.poll_read(cx) {
                     Poll::Pending => return,
@@ -187,5 +202,93 @@ impl Carrier {
             self.credit -= cost(piece.len()) as i64;
             self.send(Kind::Data, piece);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+    use std::task::Waker;
+
+    use pilot_wire::SocketAddress;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::super::queue::queue;
+    use super::*;
+    use crate::stream::HostStream;
+
+    #[derive(Default)]
+    struct Seen {
+        room: bool,
+        written: usize,
+        reset: Option<String>,
+        writer: Option<Waker>,
+    }
+
+    #[derive(Clone, Default)]
+    struct Slow(Arc<Mutex<Seen>>);
+
+    impl HostStream for Slow {
+        fn remote(&self) -> SocketAddress {
+            SocketAddress::default()
+        }
+
+        fn local_port(&self) -> u16 {
+            7
+        }
+
+        fn poll_read(&mut self, _: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+            Poll::Pending
+        }
+
+        fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+            let mut seen = self.0.lock().unwrap();
+            seen.writer = Some(cx.waker().clone());
+            if seen.room { Poll::Ready(Ok(1)) } else { Poll::Pending }
+        }
+
+        fn write(&mut self, data: Bytes) {
+            self.0.lock().unwrap().written += data.len();
+        }
+
+        fn shutdown(&mut self) {}
+
+        fn reset(&mut self, reason: &str) {
+            self.0.lock().unwrap().reset = Some(reason.to_owned());
+        }
+    }
+
+    #[tokio::test]
+    async fn credit_and_window_are_not_exceeded() {
+        let piece = Frame::new(Kind::Data, 2, vec![0; PIECE]);
+        let credit = Frame::new(Kind::Credit, 2, credit_body(1));
+        for (frame, count) in [(piece, WINDOW / PIECE + 3), (credit, 1)] {
+            let (slow, (out, _queue)) = (Slow::default(), queue());
+            let (sender, frames) = unbounded_channel();
+            for _ in 0..count {
+                sender.send(frame.clone()).unwrap();
+            }
+            let broken = carry(Box::new(slow.clone()), 2, frames, out).await.unwrap();
+            assert_eq!(slow.0.lock().unwrap().reset, Some(broken));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_written_before_the_close_arrives_after_the_end() {
+        let (slow, (out, _queue)) = (Slow::default(), queue());
+        let (sender, frames) = unbounded_channel();
+        for (kind, body) in [(Kind::Data, "abc"), (Kind::Close, ""), (Kind::Reset, "the end")] {
+            sender.send(Frame::new(kind, 2, body)).unwrap();
+        }
+        let carried = tokio::spawn(carry(Box::new(slow.clone()), 2, frames, out));
+        while slow.0.lock().unwrap().writer.is_none() {
+            tokio::task::yield_now().await;
+        }
+        slow.0.lock().unwrap().room = true;
+        slow.0.lock().unwrap().writer.take().unwrap().wake();
+        assert_eq!(carried.await.unwrap(), None);
+        let seen = slow.0.lock().unwrap();
+        assert_eq!((seen.written, &seen.reset), (3, &None));
     }
 }

@@ -7,12 +7,12 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as sync_mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pilot_plugin::{Batch, JoinRequest, Peer, abi};
 use pilot_wire::{Address, SocketAddress};
-use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::{Map, Value};
 use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::UnixStream;
@@ -24,8 +24,8 @@ use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
 use super::frames::{self, Frame, Kind, broken};
 use super::pipe::{ChildStream, Pipe};
 use super::talk::{
-    Answered, Began, Called, DatagramHead, Emitted, FailureTold, IncidentTold, Line, Load, Opened,
-    StatsTold, StoreRequest,
+    Answered, BUILD, Began, Called, DatagramHead, Emitted, FailureTold, IncidentTold, Line, Load,
+    LoadBuild, OWN_MEMORY, Opened, StatsTold, StoreRequest,
 };
 use crate::events::Happening;
 use crate::instance::{
@@ -35,15 +35,14 @@ use crate::native::open_native;
 use crate::platform::{CallError, Platform, PortService};
 use crate::stream::BoxStream;
 
-/// Memory beside what the limit allows the plugin: the child itself and the
-/// stacks of its threads.
-const OWN_MEMORY: u64 = 64 << 20;
 /// Files that a child may have open.
 const FILES: u64 = 1024;
 /// How often it says how it stands.
 const STATS: Duration = Duration::from_secs(1);
 /// How often it looks whether it has ended.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long what was written last may take when nobody said until when.
+const REST: Duration = Duration::from_secs(5);
 
 /// Runs the child until its plugin has ended or the parent has gone.
 ///
@@ -87,7 +86,7 @@ async fn run(socket: UnixStream) -> io::Result<()> {
                 None => break,
             },
             _ = stats.tick() => child.tell_stats(),
-            _ = look.tick() => if child.has_ended() { break },
+            _ = look.tick() => if child.may_end() { break },
         }
     }
     child.tell_stats();
@@ -124,19 +123,27 @@ struct Child {
     load: Option<Load>,
     backend: Option<Arc<dyn Backend>>,
     instance: Arc<Mutex<Option<Arc<dyn Instance>>>>,
+    /// Until when it is to end, once that is known.
+    until: Option<Instant>,
 }
 
 impl Child {
     fn new(far: Arc<Far>) -> Self {
-        Self { far, load: None, backend: None, instance: Arc::default() }
+        Self { far, load: None, backend: None, instance: Arc::default(), until: None }
     }
 
     fn instance(&self) -> Option<Arc<dyn Instance>> {
         self.instance.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn has_ended(&self) -> bool {
-        self.instance().is_some_and(|instance| instance.stats().ended)
+    /// Whether the plugin has ended and what it wrote is sent, or out of time.
+    fn may_end(&mut self) -> bool {
+        if !self.instance().is_some_and(|instance| instance.stats().ended) {
+            return false;
+        }
+        let now = Instant::now();
+        let until = *self.until.get_or_insert(now + REST);
+        !self.far.has_unsent() || now >= until
     }
 
     fn tell_stats(&self) {
@@ -154,7 +161,17 @@ impl Child {
 
     fn frame(&mut self, frame: Frame) -> io::Result<()> {
         match frame.kind {
-            Kind::Load => self.load(frame.parse()?),
+            Kind::Load => {
+                let LoadBuild { build } = frame.parse()?;
+                if build == BUILD {
+                    self.load(frame.parse()?);
+                } else {
+                    self.not_opened(format!(
+                        "the daemon and its pilot-plugin-host are of different builds ({build} \
+                         and {BUILD}): restart the daemon"
+                    ));
+                }
+            }
             Kind::Start => self.start(frame.parse()?)?,
             Kind::Open => {
                 let Opened { peer, port } = frame.parse()?;
@@ -185,8 +202,11 @@ impl Child {
                 self.ask(frame.id, Kind::Delivery, |instance| instance.deliver(batch));
             }
             Kind::Drain => {
+                let deadline = frame.parse()?;
+                let now = Instant::now();
+                self.until = Some(now.checked_add(deadline).unwrap_or(now));
                 if let Some(instance) = self.instance() {
-                    instance.drain(frame.parse()?);
+                    instance.drain(deadline);
                 }
             }
             Kind::Answer => self.far.answered(&frame)?,
@@ -209,16 +229,20 @@ impl Child {
         });
     }
 
+    fn not_opened(&self, text: String) {
+        self.far.send(Frame::json(Kind::Started, 0, &Began::NotOpened(text)));
+    }
+
     fn load(&mut self, load: Load) {
-        limit(load.limits.memory);
+        if let Err(text) = limit(load.limits.memory) {
+            return self.not_opened(text);
+        }
         match open_native(&load.path) {
             Ok(backend) => {
                 self.far.send(Frame::json(Kind::Manifest, 0, backend.manifest()));
                 self.backend = Some(backend);
             }
-            Err(e) => {
-                self.far.send(Frame::json(Kind::Started, 0, &Began::NotOpened(e.to_string())));
-            }
+            Err(e) => self.not_opened(e.to_string()),
         }
         self.load = Some(load);
     }
@@ -254,19 +278,19 @@ impl Child {
     }
 }
 
-/// What the system enforces. A limit that cannot be set is not fatal: the
-/// others still hold.
-fn limit(memory: u64) {
-    let hard = |value: u64| Rlimit { current: Some(value), maximum: Some(value) };
+/// What the system enforces. Nothing is loaded without.
+fn limit(memory: u64) -> Result<(), String> {
     for (resource, value) in [
         (Resource::Data, memory.saturating_add(OWN_MEMORY)),
         (Resource::Core, 0),
         (Resource::Nofile, FILES),
     ] {
-        if let Err(e) = setrlimit(resource, hard(value)) {
-            tracing::warn!("limit {resource:?} = {value} cannot be set: {e}");
-        }
+        // A limit that is stricter already stays.
+        let value = getrlimit(resource).maximum.map_or(value, |maximum| maximum.min(value));
+        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+            .map_err(|e| format!("the limit {resource:?} = {value} cannot be set: {e}"))?;
     }
+    Ok(())
 }
 
 enum Waiting {
@@ -305,12 +329,17 @@ impl Far {
         pipes.get(&id).map(|(pipe, _)| Arc::clone(pipe))
     }
 
+    fn has_unsent(&self) -> bool {
+        let pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
+        pipes.values().any(|(pipe, _)| pipe.has_unsent())
+    }
+
     fn stream(&self, id: u64, peer: Peer, port: u16) -> BoxStream {
         let remote = peer.address;
         let pipe = Pipe::new(id, self.out.clone());
         let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
         // Streams that are closed are known by their pipe alone.
-        pipes.retain(|_, (pipe, _)| Arc::strong_count(pipe) > 1);
+        pipes.retain(|_, (pipe, _)| Arc::strong_count(pipe) > 1 || pipe.has_unsent());
         pipes.insert(id, (Arc::clone(&pipe), remote));
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if peers.len() > 2 * pipes.len() + 16 {

@@ -2,13 +2,11 @@
 //! and knows what to make of a child's end.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::{self, Read as _};
+use std::future::poll_fn;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::rc::Rc;
+use std::process::ChildStderr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as sync_mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +16,7 @@ use bytes::Bytes;
 use pilot_plugin::{Batch, Delivery, JoinRequest, Manifest, Verdict};
 use pilot_wire::SocketAddress;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedSender, channel, unbounded_channel};
 use tokio::sync::oneshot;
@@ -26,9 +24,12 @@ use tokio::task::{JoinSet, LocalSet};
 
 use super::carry::carry;
 use super::frames::{self, Frame, Kind, broken};
+use super::own::{END_LIMIT, Lines, Process, said, usage};
+use super::queue::{MAX_QUEUED, Out, ROOM, queue};
+use super::rate::Rate;
 use super::talk::{
-    Answered, Began, Called, DatagramHead, Emitted, FailureTold, IncidentTold, LimitsTold, Line,
-    Load, Opened, StatsTold, StoreRequest,
+    Answered, BUILD, Began, Called, DatagramHead, Emitted, FailureTold, IncidentTold, LimitsTold,
+    Line, Load, OWN_MEMORY, Opened, StatsTold, StoreRequest,
 };
 use crate::instance::{
     Backend, BoxFuture, Context, Failure, Incident, Instance, KeyValue, Limits, StartError, Stats,
@@ -43,15 +44,31 @@ const PROGRAM: &str = "pilot-plugin-host";
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
 /// A child that says nothing for so long is killed; it speaks every second.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Bytes of a dead child's standard error that are shown.
-const MAX_WORDS: u64 = 4096;
-/// How long a child that was told to end may take.
-const END_LIMIT: Duration = Duration::from_secs(5);
 /// Questions of the child to the platform under way; one more is refused.
 const MAX_CALLS: usize = 1024;
 /// Streams, questions and datagrams that wait to be passed to the child; one
 /// more is refused.
 const ORDERS: usize = 4096;
+/// Requests to the store under way; one more is refused. A plugin waits for
+/// each, so that there is one.
+const MAX_STORES: usize = 4;
+/// Verdicts and deliveries that are waited for; one more fails.
+const MAX_QUESTIONS: usize = 4096;
+/// Lines for the log that a child may write each second, and failures that it
+/// may report; more are counted and left out.
+const LINES: u32 = 200;
+/// Longest text that is taken from a child, in bytes; the rest is cut off.
+const MAX_TEXT: usize = 64 << 10;
+/// Frames and bytes that a child may send while it starts; more is an error.
+const EARLY: (usize, usize) = (4096, 16 << 20);
+/// Resident pages of files, which the limit that the system enforces leaves
+/// out.
+const FILE_PAGES: u64 = 64 << 20;
+/// How long a child that has ended may still be read from, when something that
+/// it started holds its socket.
+const REMAINS: Duration = Duration::from_secs(1);
+/// How often the child is looked after.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Why a library cannot be used in a process of its own.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +117,7 @@ pub fn open_process(path: &Path, limits: &Limits) -> Result<Arc<dyn Backend>, Pr
         runtime.map_err(|e| e.to_string())?.block_on(async {
             let mut begun = Begun::spawn(&run).map_err(|e| format!("{}: {e}", run.display()))?;
             let load = Load {
+                build: BUILD.to_owned(),
                 path: owned,
                 name: "manifest".to_owned(),
                 generation: 0,
@@ -107,7 +125,7 @@ pub fn open_process(path: &Path, limits: &Limits) -> Result<Arc<dyn Backend>, Pr
                 granted: Vec::new(),
             };
             let manifest = begun.load(&load).await;
-            begun.kill();
+            begun.process.kill();
             manifest.map_err(|e| e.to_string())
         })
     });
@@ -122,7 +140,8 @@ fn program() -> Result<PathBuf, ProcessError> {
     let mut searched = Vec::new();
     if let Ok(exe) = std::env::current_exe() {
         // Tests lie one folder deeper.
-        for folder in exe.ancestors().skip(1).take(2) {
+        let deep = exe.parent().is_some_and(|folder| folder.ends_with("deps"));
+        for folder in exe.ancestors().skip(1).take(if deep { 2 } else { 1 }) {
             let file = folder.join(PROGRAM);
             if file.is_file() {
                 return Ok(file);
@@ -135,29 +154,27 @@ fn program() -> Result<PathBuf, ProcessError> {
 
 /// A child whose socket is connected.
 struct Begun {
-    child: Child,
+    process: Process,
     socket: UnixStream,
+    /// What it said while it started, not yet acted on.
+    early: Vec<Frame>,
 }
 
 impl Begun {
     fn spawn(program: &Path) -> io::Result<Self> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let child = Command::new(program)
-            .arg("child")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        Ok(Self { child, socket: UnixStream::from_std(ours)? })
+        let process = Process::spawn(program, "child", OwnedFd::from(theirs))?;
+        Ok(Self { process, socket: UnixStream::from_std(ours)?, early: Vec::new() })
     }
 
     /// Has the library opened; its manifest, or why it cannot be.
     async fn load(&mut self, load: &Load) -> io::Result<Result<Manifest, String>> {
-        frames::write(&mut self.socket, &Frame::json(Kind::Load, 0, load)).await?;
+        let Self { process, socket, .. } = self;
         let opened = async {
+            frames::write(socket, &Frame::json(Kind::Load, 0, load)).await?;
             loop {
-                match frames::read(&mut self.socket).await? {
+                match frames::read(socket).await? {
                     None => return Err(broken("the child ended while it opened the library")),
                     Some(frame) if frame.kind == Kind::Manifest => return Ok(Ok(frame.parse()?)),
                     Some(frame) if frame.kind == Kind::Started => {
@@ -172,47 +189,38 @@ impl Begun {
             }
         };
         let late = || broken("the library does not finish loading");
-        let opened = tokio::time::timeout(OPEN_LIMIT, opened).await.unwrap_or_else(|_| Err(late()));
+        let opened = watching(process, tokio::time::timeout(OPEN_LIMIT, opened)).await;
+        let opened = opened.unwrap_or_else(|_| Err(late()));
         match opened {
             Ok(opened) => Ok(opened),
-            Err(e) => Err(broken(&self.last_words(&e.to_string()).await)),
+            Err(e) => Err(broken(&self.process.last_words(&e.to_string()).await)),
         }
-    }
-
-    /// What a child that has closed its socket died of, with what it wrote to
-    /// standard error.
-    async fn last_words(&mut self, otherwise: &str) -> String {
-        let status = ended(&mut self.child).await;
-        let text = status.map_or_else(|| otherwise.to_owned(), |status| said(status, otherwise));
-        let mut words = Vec::new();
-        if let Some(stderr) = self.child.stderr.take() {
-            // The child has ended, so this does not wait.
-            let _ = stderr.take(MAX_WORDS).read_to_end(&mut words);
-        }
-        let words = String::from_utf8_lossy(&words);
-        let words = words.trim();
-        if words.is_empty() { text } else { format!("{text}; it wrote: {words}") }
-    }
-
-    fn kill(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
-/// What an exit status says, for a person.
-fn said(status: ExitStatus, otherwise: &str) -> String {
-    match (status.signal(), status.code()) {
-        (Some(6), _) => "aborted (SIGABRT): out of memory, or a failed assertion".to_owned(),
-        (Some(7), _) => "bus error (SIGBUS)".to_owned(),
-        (Some(9), _) => "killed (SIGKILL)".to_owned(),
-        (Some(11), _) => "segmentation fault (SIGSEGV)".to_owned(),
-        (Some(signal), _) => format!("ended by signal {signal}"),
-        (None, Some(0)) => otherwise.to_owned(),
-        (None, Some(code)) => format!("exited with status {code}"),
-        (None, None) => otherwise.to_owned(),
+/// Waits for `work`, which reads from a child. What a child that has ended
+/// started would hold its socket open, so it is ended too.
+async fn watching<T>(process: &Process, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = tick.tick() => if process.has_ended() {
+                process.kill_group();
+            }
+        }
     }
+}
+
+/// Keeps a frame until the instance has started.
+fn keep(early: &mut Vec<Frame>, frame: Frame) -> io::Result<()> {
+    let bytes: usize = early.iter().map(|frame| frame.body.len()).sum();
+    if early.len() >= EARLY.0 || bytes + frame.body.len() > EARLY.1 {
+        return Err(broken("it says too much while it starts"));
+    }
+    early.push(frame);
+    Ok(())
 }
 
 impl Backend for Isolated {
@@ -273,8 +281,9 @@ async fn begin(
     let crashed = |e: io::Error| StartError::Crashed(e.to_string());
     let context = &shared.context;
     let mut begun = Begun::spawn(program).map_err(crashed)?;
-    shared.pid.store(u64::from(begun.child.id()), Ordering::Relaxed);
+    shared.pid.store(u64::from(begun.process.id()), Ordering::Relaxed);
     let load = Load {
+        build: BUILD.to_owned(),
         path: path.to_owned(),
         name: context.name.to_string(),
         generation: context.generation,
@@ -287,22 +296,17 @@ async fn begin(
         Ok(Err(text)) => Err(StartError::Refused(text)),
         Err(e) => Err(crashed(e)),
     };
-    if let Err(e) = started {
-        begun.kill();
-        return Err(e);
-    }
-    Ok(begun)
+    // When it did not start, the child ends with `begun`.
+    started.map(|()| begun)
 }
 
 async fn start(begun: &mut Begun, shared: &Shared, config: &Value) -> Result<(), StartError> {
-    let crashed = |e: io::Error| StartError::Crashed(e.to_string());
-    frames::write(&mut begun.socket, &Frame::json(Kind::Start, 0, config))
-        .await
-        .map_err(crashed)?;
     let limit = shared.context.limits.start + Duration::from_secs(1);
+    let Begun { process, socket, early } = begun;
     let started = async {
+        frames::write(socket, &Frame::json(Kind::Start, 0, config)).await?;
         loop {
-            let Some(frame) = frames::read(&mut begun.socket).await? else {
+            let Some(frame) = frames::read(socket).await? else {
                 return Err(broken("the child ended while it started"));
             };
             match frame.kind {
@@ -310,16 +314,17 @@ async fn start(begun: &mut Begun, shared: &Shared, config: &Value) -> Result<(),
                 // What a plugin asks while it starts is answered at once.
                 Kind::Store => {
                     let answer = store(&*shared.context.store, &frame)?;
-                    frames::write(&mut begun.socket, &answer).await?;
+                    frames::write(socket, &answer).await?;
                 }
-                Kind::Log => log(&shared.context.name, &frame)?,
-                _ => {}
+                Kind::Log => shared.log(&frame)?,
+                // The rest is for the parent that is not there yet.
+                _ => keep(early, frame)?,
             }
         }
     };
-    match tokio::time::timeout(limit, started).await {
+    match watching(process, tokio::time::timeout(limit, started)).await {
         Ok(Ok(began)) => began.into_result(),
-        Ok(Err(e)) => Err(StartError::Crashed(begun.last_words(&e.to_string()).await)),
+        Ok(Err(e)) => Err(StartError::Crashed(process.last_words(&e.to_string()).await)),
         Err(_) => Err(StartError::Timeout(shared.context.limits.start)),
     }
 }
@@ -335,11 +340,18 @@ struct Shared {
     told: Mutex<StatsTold>,
     last_error: Mutex<Option<String>>,
     ended: AtomicBool,
+    /// What the child may say, whatever it holds itself to.
+    events: Rate,
+    lines: Rate,
+    faults: Rate,
 }
 
 impl Shared {
     fn new(context: Context) -> Self {
         Self {
+            events: Rate::new(context.limits.events),
+            lines: Rate::new(LINES),
+            faults: Rate::new(LINES),
             context,
             pid: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
@@ -354,6 +366,33 @@ impl Shared {
     fn tell(&self, incident: Incident) {
         let Context { name, generation, observer, .. } = &self.context;
         observer.incident(name, *generation, incident);
+    }
+
+    /// The host methods that it may call; as for a plugin in this process.
+    fn granted(&self, what: &str) -> bool {
+        self.context.granted.iter().any(|granted| granted == what || granted == "*")
+    }
+
+    fn log(&self, frame: &Frame) -> io::Result<()> {
+        if self.lines.take() {
+            let Line { level, text } = frame.parse()?;
+            log(&self.context.name, level, &cut(text));
+        }
+        Ok(())
+    }
+
+    /// Tells what was left out since the last time.
+    fn tell_left_out(&self) {
+        let name = &*self.context.name;
+        let all = [(&self.events, "events"), (&self.lines, "lines"), (&self.faults, "failures")];
+        for (rate, what) in all {
+            let count = rate.left_out();
+            if count > 0 {
+                let text = format!("{count} {what} of its process were left out: too many");
+                tracing::warn!(plugin = name, "{text}");
+                self.note_error(&text);
+            }
+        }
     }
 
     fn note_error(&self, text: &str) {
@@ -437,28 +476,18 @@ impl Instance for IsolatedInstance {
         Stats {
             streams: shared.streams.load(Ordering::Relaxed),
             streams_total: shared.streams_total.load(Ordering::Relaxed),
-            queue: told.queue + self.orders.max_capacity() - self.orders.capacity(),
+            queue: told
+                .queue
+                .saturating_add(self.orders.max_capacity().saturating_sub(self.orders.capacity())),
             cpu: cpu.unwrap_or_default(),
             calls: told.calls,
-            errors: told.errors + shared.errors.load(Ordering::Relaxed),
+            errors: told.errors.saturating_add(shared.errors.load(Ordering::Relaxed)),
             last_error: ours.or_else(|| told.last_error.clone()),
             running: None,
             memory,
             ended: shared.ended.load(Ordering::Acquire),
         }
     }
-}
-
-/// Processor time and resident bytes of a process, while it lives.
-fn usage(pid: u64) -> Option<(Duration, u64)> {
-    // proc(5): fields 14, 15 (clock ticks of 1/100 s) and 24 (pages), counted
-    // behind the name, which may hold anything.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let ticks = number(14)? + number(15)?;
-    let page = rustix::param::page_size() as u64;
-    Some((Duration::from_millis(ticks * 10), number(24)? * page))
 }
 
 enum Asked {
@@ -488,23 +517,29 @@ enum End {
 
 struct Parent {
     shared: Arc<Shared>,
-    out: UnboundedSender<Frame>,
+    out: Out,
     streams: HashMap<u64, UnboundedSender<Frame>>,
-    carriers: JoinSet<u64>,
+    /// Each ends with its stream, and how the child broke the contract.
+    carriers: JoinSet<(u64, Option<String>)>,
     /// A dial ends with a stream, and whose it is.
     calls: JoinSet<Option<(u64, BoxStream)>>,
     questions: HashMap<u64, (Instant, Asked)>,
+    stores: Arc<AtomicUsize>,
     next: u64,
-    draining: bool,
+    /// When the child was told to end, until when.
+    draining: Option<Instant>,
     heard: Instant,
+    /// Since when the child leaves what is for it.
+    unread: (Instant, u64),
+    /// Since when its process has ended.
+    gone: Option<Instant>,
 }
 
 impl Parent {
     async fn run(begun: Begun, shared: Arc<Shared>, mut inbox: Receiver<Order>) {
-        let Begun { mut child, socket } = begun;
+        let Begun { mut process, socket, early } = begun;
         let (read, write) = socket.into_split();
-        // Bounded by the credit of streams, and by the questions there may be.
-        let (out, mut queue) = unbounded_channel::<Frame>();
+        let (out, mut queue) = queue();
         let writer = tokio::task::spawn_local(async move {
             let mut to = BufWriter::with_capacity(256 << 10, write);
             while let Some(frame) = queue.recv().await {
@@ -512,10 +547,12 @@ impl Parent {
                 if queue.is_empty() {
                     to.flush().await?;
                 }
+                queue.wrote(&frame);
             }
             io::Result::Ok(())
         });
-        let (frames, mut arriving) = channel(64);
+        // Few, as each may be large.
+        let (frames, mut arriving) = channel(16);
         let reader = tokio::task::spawn_local(async move {
             let mut read = BufReader::with_capacity(256 << 10, read);
             loop {
@@ -531,7 +568,9 @@ impl Parent {
                 }
             }
         });
-        complaints(&mut child, &shared);
+        if let Some(stderr) = process.stderr() {
+            complaints(stderr, &shared);
+        }
         let mut parent = Self {
             shared,
             out,
@@ -539,48 +578,51 @@ impl Parent {
             carriers: JoinSet::new(),
             calls: JoinSet::new(),
             questions: HashMap::new(),
+            stores: Arc::default(),
             next: 1,
-            draining: false,
+            draining: None,
             heard: Instant::now(),
+            unread: (Instant::now(), 0),
+            gone: None,
         };
-        let end = parent.work(&mut inbox, &mut arriving).await;
+        let said = early.into_iter().find_map(|frame| parent.arrived(Some(Ok(frame))));
+        let end = match said {
+            Some(end) => end,
+            None => parent.work(&process, &mut inbox, &mut arriving).await,
+        };
         reader.abort();
         writer.abort();
         inbox.close();
-        parent.finish(end, &mut child, &mut inbox).await;
+        parent.finish(end, &mut process, &mut inbox).await;
     }
 
     async fn work(
         &mut self,
+        process: &Process,
         inbox: &mut Receiver<Order>,
         arriving: &mut Receiver<io::Result<Frame>>,
     ) -> End {
-        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        let mut tick = tokio::time::interval(TICK);
+        let out = self.out.clone();
         loop {
+            let queued = out.queued();
             tokio::select! {
-                order = inbox.recv() => match order {
+                order = inbox.recv(), if queued < ROOM => match order {
                     Some(order) => self.order(order),
                     None => return End::Unwanted,
                 },
-                frame = arriving.recv() => {
-                    let handled = match frame {
-                        None => return End::Closed,
-                        Some(Err(e)) if e.kind() != io::ErrorKind::InvalidData => {
-                            return End::Closed;
-                        }
-                        Some(frame) => frame.and_then(|frame| self.frame(&frame)),
-                    };
-                    match handled {
-                        Ok(None) => {}
-                        Ok(Some(incident)) => return End::Kill(incident),
-                        Err(e) => return End::Kill(Incident::Died {
-                            text: format!("it broke the contract: {e}"),
-                        }),
+                () = poll_fn(|cx| out.poll_room(0, cx)), if queued >= ROOM => {}
+                frame = arriving.recv(), if queued < MAX_QUEUED => {
+                    if let Some(end) = self.arrived(frame) {
+                        return end;
                     }
                 }
                 Some(ended) = self.carriers.join_next() => {
-                    if let Ok(id) = ended {
+                    if let Ok((id, broken)) = ended {
                         self.streams.remove(&id);
+                        if let Some(text) = broken {
+                            return breach(&text);
+                        }
                     }
                     self.shared.streams.store(self.streams.len(), Ordering::Relaxed);
                 }
@@ -591,14 +633,63 @@ impl Parent {
                 }
                 _ = tick.tick() => {
                     self.expire(Instant::now());
-                    if self.heard.elapsed() > SILENCE {
-                        let seconds = SILENCE.as_secs();
-                        return End::Kill(Incident::Died {
-                            text: format!("its process has not answered for {seconds} s"),
-                        });
+                    if let Some(end) = self.look_after(process) {
+                        return end;
+                    }
+                    // Not seen above while there is no room.
+                    if queued >= ROOM && inbox.is_closed() {
+                        return End::Unwanted;
                     }
                 }
             }
+        }
+    }
+
+    /// Acts on what comes from the child; whether that is the end.
+    fn arrived(&mut self, frame: Option<io::Result<Frame>>) -> Option<End> {
+        let handled = match frame {
+            None => return Some(End::Closed),
+            Some(Err(e)) if e.kind() != io::ErrorKind::InvalidData => return Some(End::Closed),
+            Some(frame) => frame.and_then(|frame| self.frame(&frame)),
+        };
+        match handled {
+            Ok(None) => None,
+            Ok(Some(incident)) => Some(End::Kill(incident)),
+            Err(e) => Some(breach(&e.to_string())),
+        }
+    }
+
+    /// Whether the child lives, answers, reads and keeps to its memory.
+    fn look_after(&mut self, process: &Process) -> Option<End> {
+        let died = |text: String| Some(End::Kill(Incident::Died { text }));
+        let now = Instant::now();
+        let seconds = SILENCE.as_secs();
+        self.shared.tell_left_out();
+        if process.has_ended() {
+            // What it started may hold the socket open.
+            process.kill_group();
+            let since = *self.gone.get_or_insert(now);
+            return (now - since > REMAINS).then_some(End::Closed);
+        }
+        let (queued, written) = (self.out.queued(), self.out.written());
+        if queued < MAX_QUEUED && (queued == 0 || written != self.unread.1) {
+            self.unread = (now, written);
+        }
+        if now - self.unread.0 > SILENCE {
+            return died(format!("its process has not read what is for it for {seconds} s"));
+        }
+        // While nothing is taken from it, nothing can be heard.
+        if queued < MAX_QUEUED && self.heard.elapsed() > SILENCE {
+            return died(format!("its process has not answered for {seconds} s"));
+        }
+        let limit = self.shared.context.limits.memory.saturating_add(OWN_MEMORY);
+        match usage(u64::from(process.id())) {
+            Some((_, memory)) if memory > limit.saturating_add(FILE_PAGES) => died(format!(
+                "out of memory: its process uses {} MiB, its limit is {} MiB",
+                memory >> 20,
+                limit >> 20
+            )),
+            _ => None,
         }
     }
 
@@ -617,20 +708,21 @@ impl Parent {
                 self.send(Frame::with_data(Kind::Datagram, 0, &head, &data));
             }
             Order::Validate(request, answer) => {
-                let until = Instant::now() + self.shared.context.limits.validate;
-                let id = self.number();
-                self.questions.insert(id, (until, Asked::Verdict(answer)));
-                self.send(Frame::json(Kind::Validate, id, &request));
+                let asked = Asked::Verdict(answer);
+                if let Some(id) = self.ask(self.shared.context.limits.validate, asked) {
+                    self.send(Frame::json(Kind::Validate, id, &request));
+                }
             }
             Order::Deliver(batch, answer) => {
-                let until = Instant::now() + self.shared.context.limits.deliver;
-                let id = self.number();
-                self.questions.insert(id, (until, Asked::Delivery(answer)));
-                let Batch { sink, lines } = batch;
-                self.send(Frame::with_data(Kind::Deliver, id, &sink, lines.as_bytes()));
+                let asked = Asked::Delivery(answer);
+                if let Some(id) = self.ask(self.shared.context.limits.deliver, asked) {
+                    let Batch { sink, lines } = batch;
+                    self.send(Frame::with_data(Kind::Deliver, id, &sink, lines.as_bytes()));
+                }
             }
             Order::Drain(deadline) => {
-                self.draining = true;
+                let now = Instant::now();
+                self.draining = Some(now.checked_add(deadline).unwrap_or(now));
                 self.send(Frame::json(Kind::Drain, 0, &deadline));
             }
         }
@@ -642,23 +734,26 @@ impl Parent {
     }
 
     fn send(&self, frame: Frame) {
-        // A writer that has ended is noticed by the reader's end.
-        let _ = self.out.send(frame);
+        self.out.send(frame);
+    }
+
+    /// Notes a question; its number, unless too many wait.
+    fn ask(&mut self, limit: Duration, asked: Asked) -> Option<u64> {
+        if self.questions.len() >= MAX_QUESTIONS {
+            asked.fail(Failure::Failed(format!("{MAX_QUESTIONS} questions wait for an answer")));
+            return None;
+        }
+        let id = self.number();
+        self.questions.insert(id, (Instant::now() + limit, asked));
+        Some(id)
     }
 
     fn carry(&mut self, id: u64, stream: BoxStream) {
         let (sender, frames) = unbounded_channel();
         self.streams.insert(id, sender);
         self.shared.streams.store(self.streams.len(), Ordering::Relaxed);
-        let (out, shared) = (self.out.clone(), Arc::clone(&self.shared));
-        let failed = Rc::new(move |text: String| {
-            shared.note_error(&text);
-            shared.tell(Incident::Failed { text });
-        });
-        self.carriers.spawn_local(async move {
-            carry(stream, id, frames, out, &*failed).await;
-            id
-        });
+        let out = self.out.clone();
+        self.carriers.spawn_local(async move { (id, carry(stream, id, frames, out).await) });
     }
 
     /// Acts on a frame of the child. An incident means that it has to be
@@ -688,20 +783,12 @@ impl Parent {
             }
             Kind::Call => self.call(frame.id, frame.parse()?),
             Kind::Dial => self.dial(frame.id, &String::from_utf8_lossy(&frame.body)),
-            Kind::Store => {
-                let (store_of, out) = (Arc::clone(&self.shared.context.store), self.out.clone());
-                let frame = frame.clone();
-                self.calls.spawn_blocking(move || {
-                    if let Ok(answer) = store(&*store_of, &frame) {
-                        // As in `send`.
-                        let _ = out.send(answer);
-                    }
-                    None
-                });
-            }
+            Kind::Store => self.store(frame),
             Kind::Emit => {
-                let Emitted { name, data } = frame.parse()?;
-                self.shared.context.platform.emit(&name, data);
+                if self.shared.events.take() {
+                    let Emitted { name, data } = frame.parse()?;
+                    self.shared.context.platform.emit(&name, data);
+                }
             }
             Kind::Datagram => {
                 let (DatagramHead { far, port }, data) = frame.parse_with_data()?;
@@ -709,9 +796,10 @@ impl Parent {
                     self.shared.note_error(&format!("datagram to {far}: {why}"));
                 }
             }
-            Kind::Log => log(&self.shared.context.name, frame)?,
+            Kind::Log => self.shared.log(frame)?,
             Kind::Stats => {
-                let told = frame.parse()?;
+                let mut told: StatsTold = frame.parse()?;
+                told.last_error = told.last_error.map(cut);
                 *self.shared.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
             }
             Kind::Incident => return Ok(self.incident(frame.parse()?)),
@@ -722,27 +810,58 @@ impl Parent {
 
     fn incident(&self, told: IncidentTold) -> Option<Incident> {
         match told {
+            IncidentTold::Panicked { .. } | IncidentTold::Failed { .. }
+                if !self.shared.faults.take() => {}
             IncidentTold::Panicked { callback, text } => {
+                let text = cut(text);
                 self.shared.note_error(&format!("{callback}: {text}"));
                 let callback = crate::native::callback_name(&callback);
                 self.shared.tell(Incident::Panicked { callback, text });
             }
-            IncidentTold::Failed { text } => self.shared.tell(Incident::Failed { text }),
+            IncidentTold::Failed { text } => {
+                self.shared.tell(Incident::Failed { text: cut(text) });
+            }
             IncidentTold::Hung { callback } => {
                 let callback = crate::native::callback_name(&callback);
                 return Some(Incident::Hung { callback });
             }
-            IncidentTold::Died { text } => return Some(Incident::Died { text }),
+            IncidentTold::Died { text } => return Some(Incident::Died { text: cut(text) }),
         }
         None
+    }
+
+    fn store(&mut self, frame: &Frame) {
+        if self.stores.load(Ordering::Relaxed) >= MAX_STORES || self.calls.len() >= MAX_CALLS {
+            let text = format!("{MAX_STORES} requests of this plugin to its store wait");
+            let answered = Answered::Failed(text);
+            return self.send(Frame::with_data(Kind::Answer, frame.id, &answered, &[]));
+        }
+        let (store_of, out) = (Arc::clone(&self.shared.context.store), self.out.clone());
+        let (frame, stores) = (frame.clone(), Arc::clone(&self.stores));
+        stores.fetch_add(1, Ordering::Relaxed);
+        self.calls.spawn_blocking(move || {
+            let answer = store(&*store_of, &frame);
+            // Before the answer, behind which the next request comes.
+            stores.fetch_sub(1, Ordering::Relaxed);
+            if let Ok(answer) = answer {
+                out.send(answer);
+            }
+            None
+        });
+    }
+
+    fn denied(&self, what: &str) -> String {
+        format!("{what} is not granted to plugin {}", self.shared.context.name)
     }
 
     fn call(&mut self, token: u64, called: Called) {
         let out = self.out.clone();
         let answer = move |answered: &Answered| {
-            // As in `send`.
-            let _ = out.send(Frame::with_data(Kind::Answer, token, answered, &[]));
+            out.send(Frame::with_data(Kind::Answer, token, answered, &[]));
         };
+        if !self.shared.granted(&called.method) {
+            return answer(&Answered::Failed(self.denied(&called.method)));
+        }
         if self.calls.len() >= MAX_CALLS {
             let text = format!("{MAX_CALLS} calls of this plugin wait for an answer");
             return answer(&Answered::Failed(text));
@@ -761,9 +880,11 @@ impl Parent {
     fn dial(&mut self, token: u64, to: &str) {
         let out = self.out.clone();
         let refuse = move |text: String| {
-            // As in `send`.
-            let _ = out.send(Frame::with_data(Kind::Answer, token, &Answered::Failed(text), &[]));
+            out.send(Frame::with_data(Kind::Answer, token, &Answered::Failed(text), &[]));
         };
+        if !self.shared.granted("dial") {
+            return refuse(self.denied("dial"));
+        }
         if self.calls.len() >= MAX_CALLS {
             return refuse(format!("{MAX_CALLS} calls of this plugin wait for an answer"));
         }
@@ -806,19 +927,19 @@ impl Parent {
     }
 
     /// The end of the child: everything it had is told so.
-    async fn finish(mut self, end: End, child: &mut Child, inbox: &mut Receiver<Order>) {
-        let wanted = self.draining || matches!(end, End::Unwanted);
+    async fn finish(mut self, end: End, process: &mut Process, inbox: &mut Receiver<Order>) {
+        let wanted = self.draining.is_some() || matches!(end, End::Unwanted);
         let incident = match end {
             End::Kill(incident) => {
-                kill(child);
+                process.kill();
                 Some(incident)
             }
             End::Unwanted => {
-                kill(child);
+                process.kill();
                 None
             }
             End::Closed => {
-                let status = ended(child).await;
+                let status = process.ended().await;
                 let clean = status.is_some_and(|status| status.success());
                 let text = status.map_or_else(
                     || "it closed its socket and had to be killed".to_owned(),
@@ -854,60 +975,57 @@ impl Parent {
                 Order::Datagram { .. } | Order::Drain(_) => {}
             }
         }
-        while self.carriers.join_next().await.is_some() {}
-        self.shared.streams.store(0, Ordering::Relaxed);
+        self.shared.tell_left_out();
         if let Some(incident) = incident {
             self.shared.note_error(&reason);
             self.shared.tell(incident);
         }
-    }
-}
-
-fn kill(child: &mut Child) {
-    // It may have ended by itself.
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-/// Waits for the end of a child that has closed its socket.
-async fn ended(child: &mut Child) -> Option<ExitStatus> {
-    let until = Instant::now() + END_LIMIT;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status),
-            Ok(None) if Instant::now() < until => {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            _ => {
-                kill(child);
-                return None;
-            }
+        // Streams that the plugin has closed are written to their end.
+        let until = self.draining.unwrap_or_else(|| Instant::now() + END_LIMIT);
+        let finished = async { while self.carriers.join_next().await.is_some() {} };
+        if tokio::time::timeout_at(until.into(), finished).await.is_err() {
+            self.streams.clear();
+            while self.carriers.join_next().await.is_some() {}
         }
+        self.shared.streams.store(0, Ordering::Relaxed);
     }
+}
+
+fn breach(text: &str) -> End {
+    End::Kill(Incident::Died { text: format!("it broke the contract: {text}") })
 }
 
 /// Passes on what a child writes to standard error: the last words of a crash.
-fn complaints(child: &mut Child, shared: &Arc<Shared>) {
-    let Some(stderr) = child.stderr.take() else { return };
-    let Ok(stderr) = tokio::process::ChildStderr::from_std(stderr) else { return };
+fn complaints(stderr: ChildStderr, shared: &Arc<Shared>) {
+    let Ok(mut stderr) = tokio::process::ChildStderr::from_std(stderr) else { return };
     let shared = Arc::clone(shared);
     tokio::task::spawn_local(async move {
-        let mut lines = BufReader::new(stderr).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            tracing::warn!(plugin = &*shared.context.name, "{line}");
+        let tell = |line: &str| {
+            if shared.lines.take() {
+                tracing::warn!(plugin = &*shared.context.name, "{line}");
+            }
+        };
+        let (mut lines, mut bytes) = (Lines::default(), vec![0; 8 << 10]);
+        while let Ok(n @ 1..) = stderr.read(&mut bytes).await {
+            lines.take(&bytes[..n], tell);
         }
+        lines.end(tell);
     });
 }
 
-fn log(name: &str, frame: &Frame) -> io::Result<()> {
-    let Line { level, text } = frame.parse()?;
+/// At most [`MAX_TEXT`] of a text.
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text
+}
+
+fn log(name: &str, level: u32, text: &str) {
     match level {
         pilot_plugin::abi::LOG_ERROR => tracing::error!(plugin = name, "{text}"),
         pilot_plugin::abi::LOG_WARN => tracing::warn!(plugin = name, "{text}"),
         pilot_plugin::abi::LOG_INFO => tracing::info!(plugin = name, "{text}"),
         _ => tracing::debug!(plugin = name, "{text}"),
     }
-    Ok(())
 }
 
 /// Does what the child asks of its store; the frame that answers.
@@ -932,3 +1050,6 @@ fn store(store: &dyn KeyValue, frame: &Frame) -> io::Result<Frame> {
     });
     Ok(Frame::with_data(Kind::Answer, frame.id, &answered, &found))
 }
+
+#[cfg(test)]
+mod tests;

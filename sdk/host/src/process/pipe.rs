@@ -28,6 +28,10 @@ struct State {
     broken: Option<String>,
     /// Bytes that may be sent; below 0 after a piece larger than that.
     credit: i64,
+    /// Written by the plugin and beyond the credit: one write at most.
+    unsent: Bytes,
+    /// The plugin will write no more, or has let go; told behind `unsent`.
+    last: Option<Kind>,
     /// Bytes read and not yet given back as credit.
     consumed: usize,
     shut: bool,
@@ -50,6 +54,33 @@ impl Pipe {
         let _ = self.out.send(Frame::new(kind, self.id, body));
     }
 
+    /// Whether something has still to be sent.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.lock().unsent.is_empty()
+    }
+
+    /// Sends as far as the credit goes. Under the lock, so that pieces keep
+    /// their order.
+    fn flush(&self, state: &mut State) {
+        while !state.unsent.is_empty() && state.credit > 0 {
+            let piece = state.unsent.split_to(state.unsent.len().min(PIECE));
+            state.credit -= cost(piece.len()) as i64;
+            self.send(Kind::Data, piece);
+        }
+        if state.unsent.is_empty()
+            && let Some(last) = state.last.take()
+        {
+            self.send(last, Bytes::new());
+        }
+    }
+
+    /// Tells the end behind what was written.
+    fn last(&self, kind: Kind) {
+        let mut state = self.lock();
+        state.last = Some(kind);
+        self.flush(&mut state);
+    }
+
     /// What the parent says about this stream.
     pub(super) fn take(&self, frame: Frame) {
         let mut state = self.lock();
@@ -58,8 +89,13 @@ impl Pipe {
             Kind::End => state.ended = true,
             Kind::Reset => {
                 state.broken = Some(String::from_utf8_lossy(&frame.body).into_owned());
+                state.unsent.clear();
+                self.flush(&mut state);
             }
-            Kind::Credit => state.credit += credit(&frame.body) as i64,
+            Kind::Credit => {
+                state.credit += credit(&frame.body) as i64;
+                self.flush(&mut state);
+            }
             _ => {}
         }
         let wakers = [state.reader.take(), state.writer.take()];
@@ -137,7 +173,7 @@ impl HostStream for ChildStream {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         match usize::try_from(state.credit) {
-            Ok(room) if room > 0 => Poll::Ready(Ok(room)),
+            Ok(room) if room > 0 && state.unsent.is_empty() => Poll::Ready(Ok(room)),
             _ => {
                 state.writer = Some(cx.waker().clone());
                 Poll::Pending
@@ -145,22 +181,25 @@ impl HostStream for ChildStream {
         }
     }
 
-    fn write(&mut self, mut data: Bytes) {
-        while !data.is_empty() {
-            let piece = data.split_to(data.len().min(PIECE));
-            self.pipe.lock().credit -= cost(piece.len()) as i64;
-            self.pipe.send(Kind::Data, piece);
-        }
+    fn write(&mut self, data: Bytes) {
+        let mut state = self.pipe.lock();
+        // Room was asked for, so that nothing waits before it.
+        state.unsent = data;
+        self.pipe.flush(&mut state);
     }
 
     fn shutdown(&mut self) {
         self.pipe.lock().shut = true;
-        self.pipe.send(Kind::End, Bytes::new());
+        self.pipe.last(Kind::End);
     }
 
     fn reset(&mut self, reason: &str) {
         self.gone = true;
-        self.pipe.lock().broken = Some(reason.to_owned());
+        let mut state = self.pipe.lock();
+        state.broken = Some(reason.to_owned());
+        state.unsent.clear();
+        state.last = None;
+        drop(state);
         self.pipe.send(Kind::Reset, reason.to_owned());
     }
 }
@@ -168,11 +207,48 @@ impl HostStream for ChildStream {
 impl Drop for ChildStream {
     fn drop(&mut self) {
         if !self.gone {
-            self.pipe.send(Kind::Close, Bytes::new());
+            self.pipe.last(Kind::Close);
         }
     }
 }
 
 fn reset(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, reason.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    #[test]
+    fn one_large_write_waits_for_credit_and_ends_before_the_close() {
+        let (out, mut queue) = unbounded_channel();
+        let pipe = Pipe::new(2, out);
+        let remote = SocketAddress::default();
+        let mut stream = ChildStream { pipe: Arc::clone(&pipe), remote, port: 7, gone: false };
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(stream.poll_room(&mut cx), Poll::Ready(Ok(WINDOW))));
+        stream.write(vec![1; 3 * WINDOW].into());
+        assert!(stream.poll_room(&mut cx).is_pending() && pipe.has_unsent());
+        stream.shutdown();
+        drop(stream);
+        let (mut sent, mut closed) = (0, false);
+        let mut rounds = 0;
+        while !closed {
+            let mut got = 0;
+            while let Ok(frame) = queue.try_recv() {
+                match frame.kind {
+                    Kind::Data => got += cost(frame.body.len()),
+                    kind => closed = kind == Kind::Close,
+                }
+                sent += frame.body.len();
+            }
+            assert!(got <= WINDOW + cost(PIECE));
+            pipe.take(Frame::new(Kind::Credit, 2, credit_body(got)));
+            rounds += 1;
+        }
+        assert!(sent == 3 * WINDOW && rounds >= 3 && !pipe.has_unsent());
+    }
 }

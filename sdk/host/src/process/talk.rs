@@ -10,8 +10,24 @@ use serde_json::{Map, Value};
 
 use crate::instance::{Failure, Incident, Limits, StartError};
 
+/// What both ends are of: the version, and a number that grows with every
+/// change to frames and to what they say.
+pub(super) const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
+/// Memory beside what the limit allows the plugin: the child itself and the
+/// stacks of its threads.
+pub(super) const OWN_MEMORY: u64 = 64 << 20;
+
+/// What of [`Load`] every build can read.
+#[derive(Deserialize)]
+pub(super) struct LoadBuild {
+    #[serde(default)]
+    pub(super) build: String,
+}
+
 #[derive(Serialize, Deserialize)]
 pub(super) struct Load {
+    /// [`BUILD`] of the sender.
+    pub(super) build: String,
     pub(super) path: PathBuf,
     pub(super) name: String,
     pub(super) generation: u64,
