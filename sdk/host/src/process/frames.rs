@@ -1,6 +1,6 @@
 //! Frames between a host and its child: length (4, big-endian, of what follows
 //! it), kind (1), number (8), body. Numbers name streams, questions and tokens.
-//! Both ends are of one build, so this format has no version.
+//! Both ends are of one build, which the child checks (`talk::BUILD`).
 
 use std::io;
 
