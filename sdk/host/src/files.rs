@@ -3,8 +3,8 @@
 //! opened. What was checked is what runs: the copy is made from the bytes that
 //! were hashed, and hashed again.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -66,11 +66,21 @@ pub(crate) fn name_of(file: &Path) -> Option<(String, FileKind)> {
 
 /// Files of a kind in a folder, by name; of several with one name the first.
 /// A folder that is not there has none.
-pub(crate) fn in_folder(folder: &Path, kind: FileKind) -> Vec<(String, PathBuf)> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let mut files: Vec<_> = entries
+///
+/// # Errors
+/// When it is there and cannot be read: nobody knows what it has.
+pub(crate) fn in_folder(folder: &Path, kind: FileKind) -> io::Result<Vec<(String, PathBuf)>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let paths = entries
         .take(MAX_FOLDER)
-        .filter_map(|entry| Some(entry.ok()?.path()))
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<Vec<_>>>()?;
+    let mut files: Vec<_> = paths
+        .into_iter()
         .filter(|path| !path.is_dir())
         .filter_map(|path| match name_of(&path)? {
             (name, found) if found == kind => Some((name, path)),
@@ -80,7 +90,7 @@ pub(crate) fn in_folder(folder: &Path, kind: FileKind) -> Vec<(String, PathBuf)>
     // `libpilot_plugin_x.so` comes before `libx.so` before `x.so`.
     files.sort_by_key(|(name, path)| (name.clone(), std::cmp::Reverse(path.as_os_str().len())));
     files.dedup_by(|later, earlier| later.0 == earlier.0);
-    files
+    Ok(files)
 }
 
 /// The file of plugin `name` in the first of the folders that has one.
@@ -137,10 +147,13 @@ pub(crate) fn check(path: &Path, kind: FileKind, demands: &Demands<'_>) -> Resul
     Ok(Checked { bytes, sha256 })
 }
 
-/// SHA-256 of a file as it is, for telling whether it changed.
-pub(crate) fn hash(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok().filter(|f| f.metadata().is_ok_and(|m| m.is_file()))?;
-    digest(&mut file).ok()
+/// SHA-256 of an open file as it is, for telling whether it changed; none when
+/// it has grown beyond what is allowed.
+pub(crate) fn hash(file: File, kind: FileKind) -> Option<String> {
+    let most = largest(kind);
+    let mut part = file.take(most + 1);
+    let sha256 = digest(&mut part).ok()?;
+    (part.limit() > 0).then_some(sha256)
 }
 
 /// What the signature of a file is, in the configuration or beside it.
@@ -149,15 +162,9 @@ pub(crate) fn signature(path: &Path, configured: Option<&str>) -> Option<String>
         return Some(signature.to_owned());
     }
     let mut text = String::new();
-    let beside = File::open(beside(path)).ok()?;
-    beside.take(MAX_SIGNATURE).read_to_string(&mut text).ok()?;
+    let (file, _) = open_regular(&beside(path).canonicalize().ok()?).ok()?;
+    file.take(MAX_SIGNATURE).read_to_string(&mut text).ok()?;
     Some(text.trim().to_owned())
-}
-
-/// Whether the file, its folder, and those of a link to it can be written by
-/// nobody but root and us; and that it is a file of a sensible size.
-pub(crate) fn permitted(path: &Path, kind: FileKind) -> Result<(), String> {
-    open(path, kind).map(drop)
 }
 
 fn beside(path: &Path) -> PathBuf {
@@ -186,19 +193,15 @@ fn verify(path: &Path, bytes: &[u8], demands: &Demands<'_>) -> Result<(), String
 }
 
 /// Opens the file at the end of `path`, following no link but those whose
-/// places were checked.
-fn open(path: &Path, kind: FileKind) -> Result<(File, u64), String> {
+/// places were checked; gives its size, too.
+///
+/// # Errors
+/// When it, its folder, or that of a link to it can be written by others than
+/// root and us, or it is no file of a sensible size.
+pub(crate) fn open(path: &Path, kind: FileKind) -> Result<(File, u64), String> {
     let shown = path.display();
     let target = path.canonicalize().map_err(|e| format!("{shown} cannot be opened: {e}"))?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = rustix::fs::open(&target, flags, Mode::empty())
-        .map_err(|error| format!("{shown} cannot be opened: {error}"))?;
-    let file = File::from(file);
-    let metadata =
-        file.metadata().map_err(|error| format!("{shown} cannot be looked at: {error}"))?;
-    if !metadata.is_file() {
-        return Err(format!("{shown} is not a file"));
-    }
+    let (file, metadata) = open_regular(&target).map_err(|problem| format!("{shown} {problem}"))?;
     guarded(&metadata, &target)?;
     // Who can write a folder on the way can put another file there.
     let link = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -207,10 +210,7 @@ fn open(path: &Path, kind: FileKind) -> Result<(File, u64), String> {
             .map_err(|error| format!("{} cannot be looked at: {error}", folder.display()))?;
         guarded(&metadata, folder)?;
     }
-    let most = match kind {
-        FileKind::Library => MAX_LIBRARY,
-        FileKind::Script => MAX_SCRIPT,
-    };
+    let most = largest(kind);
     match metadata.len() {
         0 => Err(format!("{shown} is empty")),
         size if size > most => {
@@ -220,7 +220,24 @@ fn open(path: &Path, kind: FileKind) -> Result<(File, u64), String> {
     }
 }
 
-fn guarded(metadata: &std::fs::Metadata, path: &Path) -> Result<(), String> {
+const fn largest(kind: FileKind) -> u64 {
+    match kind {
+        FileKind::Library => MAX_LIBRARY,
+        FileKind::Script => MAX_SCRIPT,
+    }
+}
+
+/// Opens a file that is no link, pipe or device; never waits for anybody.
+fn open_regular(path: &Path) -> Result<(File, Metadata), String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| format!("cannot be opened: {error}"))?;
+    let file = File::from(file);
+    let metadata = file.metadata().map_err(|error| format!("cannot be looked at: {error}"))?;
+    if metadata.is_file() { Ok((file, metadata)) } else { Err("is not a file".to_owned()) }
+}
+
+fn guarded(metadata: &Metadata, path: &Path) -> Result<(), String> {
     let shown = path.display();
     let (owner, us) = (metadata.uid(), rustix::process::geteuid().as_raw());
     if owner != 0 && owner != us {
@@ -285,7 +302,7 @@ fn elf(_: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-fn digest(file: &mut File) -> std::io::Result<String> {
+fn digest(file: &mut impl Read) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut part = vec![0; 1 << 16];
     loop {
@@ -342,7 +359,8 @@ impl Cache {
     ) -> Result<PathBuf, String> {
         let path = self.place(name, kind, &checked.sha256);
         if path.symlink_metadata().is_ok_and(|m| m.is_file())
-            && hash(&path).as_ref() == Some(&checked.sha256)
+            && File::open(&path).ok().and_then(|file| hash(file, kind)).as_ref()
+                == Some(&checked.sha256)
         {
             return Ok(path);
         }

@@ -35,6 +35,10 @@ pub const SINKS_MAX: usize = 64;
 /// `events.dropped`.
 pub const LINE_MAX: usize = 1 << 20;
 
+/// Bytes of events in memory, on their way to the disk, and as many that are
+/// being written. What does not fit is counted, as with [`JournalLimits::queue`].
+pub const QUEUE_BYTES: usize = 64 << 20;
+
 /// What a journal may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalLimits {
@@ -131,7 +135,7 @@ impl Journal {
     /// # Errors
     /// When the folder cannot be used, or another process uses it.
     pub fn open(folder: &Path, limits: JournalLimits) -> Result<(Self, Recovered), JournalError> {
-        let inbox = Arc::new(Inbox::new(limits.queue));
+        let inbox = Arc::new(Inbox::new(limits.queue, QUEUE_BYTES));
         let (keeper, recovered) = Keeper::open(folder, limits, inbox.clone())?;
         let thread = thread::Builder::new()
             .name("journal".into())

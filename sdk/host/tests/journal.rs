@@ -233,8 +233,12 @@ fn a_full_queue_drops_the_oldest_and_says_how_many() {
     let folder = tempfile::tempdir().unwrap();
     let sink = Sink::broken();
     let journal = open(folder.path());
-    let settings =
-        SinkSettings { queue_bytes: Size(100_000), events: vec!["conn.*".into()], ..quick() };
+    let settings = SinkSettings {
+        queue_bytes: Size(100_000),
+        batch_bytes: Size(100_000),
+        events: vec!["conn.*".into()],
+        ..quick()
+    };
     let attached = journal.attach("siem", settings, sink.deliver()).expect("attached");
     for n in 0..5000 {
         journal.emit(event(n));
@@ -264,6 +268,29 @@ fn a_full_queue_drops_the_oldest_and_says_how_many() {
     assert_eq!(attached.status().dropped, counted);
     assert_eq!(arrived.last(), Some(&4999), "the newest stay");
     assert!(events.is_sorted_by(|a, b| a.event_id < b.event_id));
+}
+
+/// A sink whose queue is full, with a batch that it does not answer, takes
+/// nothing from the sinks after it.
+#[test]
+fn a_full_queue_takes_nothing_from_other_sinks() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(folder.path());
+    let tiny = SinkSettings { queue_bytes: Size(400), batch_bytes: Size(400), ..quick() };
+    let stuck: Deliver = Arc::new(|_| Box::pin(std::future::pending()));
+    let first = journal.attach("a-tiny", tiny, stuck).expect("attached");
+    let sink = Sink::broken();
+    let second = journal.attach("b-large", quick(), sink.deliver()).expect("attached");
+    journal.emit(event(0));
+    journal.flush().expect("recorded");
+    until("a batch under way", || first.status().state == SinkState::Delivering);
+    (1..500).for_each(|n| journal.emit(event(n)));
+    journal.flush().expect("recorded");
+    assert!(first.status().dropped > 400, "{:?}", first.status());
+    sink.broken.store(false, Ordering::SeqCst);
+    until("the rest", || drained(&second));
+    assert_eq!(second.status().dropped, 0);
+    assert_eq!(sink.numbers(), (0..500).collect::<Vec<_>>());
 }
 
 #[test]

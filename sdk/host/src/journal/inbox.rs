@@ -1,16 +1,18 @@
 //! Where everybody leaves things for the journal's thread: events, orders,
 //! answers of sinks. Taking never holds up giving for long.
 
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pilot_wire::NodeId;
+use serde_json::Value;
 
-use super::JournalError;
 use super::courier::{Deliver, Outcome};
 use super::settings::SinkSettings;
 use super::status::Published;
+use super::{JournalError, LINE_MAX};
 use crate::events::{Happening, Timestamp};
 
 /// An event, as it was emitted.
@@ -18,6 +20,8 @@ pub(super) struct Emitted {
     pub event: Happening,
     pub node: NodeId,
     pub at: Timestamp,
+    /// It was longer than a line may be, and only its name is left.
+    pub too_long: bool,
 }
 
 /// Told when what came before is on disk, or cannot be.
@@ -35,6 +39,8 @@ pub(super) enum Order {
 #[derive(Default)]
 struct Waiting {
     events: Vec<Emitted>,
+    /// Bytes that they take.
+    bytes: usize,
     /// Events that found no room, after those that did.
     lost: u64,
     orders: Vec<Order>,
@@ -68,8 +74,9 @@ pub(super) enum Want {
 pub(super) struct Inbox {
     waiting: Mutex<Waiting>,
     bell: Condvar,
-    /// Most events that wait.
+    /// Most events that wait, and most bytes of them.
     room: usize,
+    room_bytes: usize,
     node: AtomicU32,
     emitted: AtomicU64,
     lost: AtomicU64,
@@ -77,11 +84,12 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn new(room: usize) -> Self {
+    pub(super) fn new(room: usize, room_bytes: usize) -> Self {
         Self {
             waiting: Mutex::default(),
             bell: Condvar::new(),
             room,
+            room_bytes,
             node: AtomicU32::new(0),
             emitted: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -107,13 +115,22 @@ impl Inbox {
     pub(super) fn emit(&self, event: Happening) {
         let node = self.node();
         self.emitted.fetch_add(1, Ordering::Relaxed);
+        let (event, bytes, too_long) = match weight(&event) {
+            Some(bytes) => (event, bytes, false),
+            // What it held is freed here, not when the disk has time for it.
+            None => (only_name(&event), size_of::<Emitted>(), true),
+        };
         let mut waiting = self.lock();
-        if waiting.closed || waiting.events.len() >= self.room {
+        let is_full = waiting.events.len() >= self.room
+            || waiting.bytes.saturating_add(bytes) > self.room_bytes;
+        // Once some are lost nothing comes before their gap.
+        if waiting.closed || is_full || waiting.lost > 0 {
             waiting.lost += 1;
             self.lost.fetch_add(1, Ordering::Release);
         } else {
             // Under the lock, so that times grow with the numbers.
-            waiting.events.push(Emitted { event, node, at: Timestamp::now() });
+            waiting.bytes += bytes;
+            waiting.events.push(Emitted { event, node, at: Timestamp::now(), too_long });
         }
         self.ring(waiting);
     }
@@ -190,6 +207,7 @@ impl Inbox {
         }
         if want == Want::All {
             std::mem::swap(&mut waiting.events, events);
+            waiting.bytes = 0;
             taken.lost = std::mem::take(&mut waiting.lost);
         }
         taken
@@ -211,5 +229,98 @@ impl Inbox {
     /// leaves nothing half done.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes of memory that an event takes, about; none when its line would be
+/// longer than [`LINE_MAX`].
+fn weight(event: &Happening) -> Option<usize> {
+    let mut line = Line { length: 0 };
+    let (written, values) = match event {
+        Happening::Other { data: Some(data), .. } => {
+            let written = serde_json::to_writer(&mut line, data);
+            (written, data.values().map(values).sum())
+        }
+        Happening::Other { data: None, .. } => (Ok(()), 0),
+        typed => (serde_json::to_writer(&mut line, typed), 0),
+    };
+    written.ok()?;
+    // A value in a map stands beside its key.
+    Some(size_of::<Emitted>() + line.length + values * 2 * size_of::<Value>())
+}
+
+fn only_name(event: &Happening) -> Happening {
+    Happening::Other { name: event.name().to_owned(), data: None }
+}
+
+fn values(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(list) => list.iter().map(values).sum(),
+        Value::Object(map) => map.values().map(values).sum(),
+        _ => 0,
+    }
+}
+
+/// Counts what is written to it, up to the longest line.
+struct Line {
+    length: usize,
+}
+
+impl io::Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.length += bytes.len();
+        if self.length > LINE_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(text: &str) -> Happening {
+        Happening::parse("orders.received", json!({ "text": text }).as_object().cloned())
+            .expect("an event")
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_what_does_not_fit_is_counted() {
+        let inbox = Inbox::new(1000, 100_000);
+        (0..20).for_each(|_| inbox.emit(event(&"x".repeat(10_000))));
+        let mut events = Vec::new();
+        let taken = inbox.take(Want::All, None, &mut events);
+        assert_eq!(events.len() as u64 + taken.lost, 20);
+        assert_eq!(events.len(), 9);
+        // There is room again.
+        events.clear();
+        inbox.emit(event("x"));
+        let taken = inbox.take(Want::All, None, &mut events);
+        assert_eq!((events.len(), taken.lost), (1, 0));
+    }
+
+    #[test]
+    fn many_small_values_weigh_what_they_take() {
+        let data = json!({ "list": vec![json!([]); 10_000] }).as_object().cloned();
+        let event = Happening::parse("orders.received", data).expect("an event");
+        assert!(weight(&event).expect("short") >= 10_000 * size_of::<Value>());
+    }
+
+    #[test]
+    fn of_what_is_too_long_only_the_name_waits() {
+        let inbox = Inbox::new(1000, 100_000);
+        inbox.emit(event(&"x".repeat(LINE_MAX)));
+        let mut events = Vec::new();
+        inbox.take(Want::All, None, &mut events);
+        assert!(events[0].too_long);
+        assert_eq!(events[0].event.name(), "orders.received");
+        assert_eq!(events[0].event.data(), None);
     }
 }

@@ -18,7 +18,7 @@ use super::inbox::{Emitted, Inbox, Order, Taken, Want};
 use super::outlet::{Entry, Next};
 use super::status::JournalStatus;
 use super::store::{Changes, FILE, Found, ID_BLOCK, Store, is_damage};
-use super::{JournalError, JournalLimits, LINE_MAX, Recovered};
+use super::{JournalError, JournalLimits, LINE_MAX, QUEUE_BYTES, Recovered};
 use crate::events::{Format, Happening, Json, Stamp, Timestamp};
 use crate::instance::Failure;
 use slot::{Slot, release};
@@ -234,12 +234,12 @@ impl Keeper {
         }
         let node = self.inbox.node();
         for event in std::mem::take(&mut self.own) {
-            self.admit(&event, node, Timestamp::now());
+            self.admit(&event, node, Timestamp::now(), false);
         }
         let backlog = std::mem::take(&mut self.backlog);
         let to = backlog.len().min(self.numbered + CHUNK);
         for emitted in &backlog[self.numbered..to] {
-            self.admit(&emitted.event, emitted.node, emitted.at);
+            self.admit(&emitted.event, emitted.node, emitted.at, emitted.too_long);
         }
         self.admitted += (to - self.numbered) as u64;
         self.numbered = to;
@@ -254,15 +254,19 @@ impl Keeper {
                 count,
                 first_event_id: Some(first),
                 last_event_id: Some(first + count - 1),
-                reason: format!("{} events waited in memory", self.limits.queue),
+                reason: format!(
+                    "{} events or {QUEUE_BYTES} bytes waited in memory",
+                    self.limits.queue
+                ),
                 sink: None,
             };
-            self.admit(&dropped, node, Timestamp::now());
+            self.admit(&dropped, node, Timestamp::now(), false);
         }
     }
 
-    /// Gives an event its number, and a place with all sinks that want it.
-    fn admit(&mut self, event: &Happening, node: NodeId, at: Timestamp) {
+    /// Gives an event its number, and a place with all sinks that want it. Of
+    /// one that was too long only the name is left.
+    fn admit(&mut self, event: &Happening, node: NodeId, at: Timestamp, too_long: bool) {
         let event_id = self.next;
         self.next += 1;
         let name = event.name();
@@ -272,12 +276,12 @@ impl Keeper {
         let stamp = Stamp { node_id: node, timestamp: at, event_id };
         self.scratch.clear();
         Json.write(&stamp, event, &mut self.scratch);
-        let length = self.scratch.len();
-        let replaced = (length > LINE_MAX).then(|| Happening::EventsDropped {
+        let too_long = too_long || self.scratch.len() > LINE_MAX;
+        let replaced = too_long.then(|| Happening::EventsDropped {
             count: 1,
             first_event_id: Some(event_id),
             last_event_id: Some(event_id),
-            reason: format!("a {name} of {length} bytes is longer than {LINE_MAX}"),
+            reason: format!("a {name} is longer than {LINE_MAX} bytes"),
             sink: None,
         });
         if let Some(event) = &replaced {
@@ -292,19 +296,20 @@ impl Keeper {
         let bytes = super::store::line_bytes(line);
         let now = Instant::now();
         let mut dropped = Vec::new();
-        for index in 0..self.slots.len() {
-            let slot = &mut self.slots[index];
+        for slot in &mut self.slots {
             if !slot.outlet.settings().wants(name) {
                 continue;
             }
+            let before = dropped.len();
             let entry = Entry::Event { id: event_id, at: at.0, bytes };
             slot.outlet.push(entry, now, at.0, &mut dropped);
-            if !dropped.is_empty() {
-                slot.note_dropped(dropped.len());
-                release(&self.slots, &dropped, &mut self.changes.unwanted);
-                dropped.clear();
-            }
+            slot.note_dropped(dropped.len() - before);
         }
+        // Only now that all have it: what one sink drops, this event among it,
+        // others may want.
+        dropped.sort_unstable();
+        dropped.dedup();
+        release(&self.slots, &dropped, &mut self.changes.unwanted);
     }
 
     /// Writes all that has changed; what cannot be written stays for later.

@@ -94,6 +94,12 @@ impl SinkSettings {
         if self.batch_bytes.0 == 0 {
             return wrong("batch-bytes", "at least one byte".to_owned());
         }
+        // A batch under way is not dropped: a queue that is smaller than one would
+        // drop all that comes meanwhile.
+        if self.queue_bytes < self.batch_bytes {
+            let most = self.batch_bytes.0;
+            return wrong("queue-bytes", format!("not less than batch-bytes, which is {most}"));
+        }
         if self.deliver_timeout.0.is_zero() {
             return wrong("deliver-timeout", "longer than no time".to_owned());
         }
@@ -298,6 +304,7 @@ mod tests {
             (r#"{"events": ["conn.fim"]}"#, "events"),
             (r#"{"retry-min": "1h"}"#, "retry-min"),
             (r#"{"deliver-timeout": 0}"#, "deliver-timeout"),
+            (r#"{"queue-bytes": "64K"}"#, "queue-bytes"),
         ] {
             let error = read(text).expect("parses").check().expect_err(text);
             assert_eq!(error.key, key);

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::Stream;
+use mlua::thread::ThreadStatus;
 use mlua::{Error, Lua, Thread, VmState};
-
 use tokio::task::AbortHandle;
 
 use super::gauge::{self, Callback, Gauge};
@@ -252,7 +253,7 @@ pub(super) struct Guarded<F> {
     pub(super) inner: F,
 }
 
-impl<T, F: Future<Output = mlua::Result<T>> + Unpin> Future for Guarded<F> {
+impl<T, F: Stream<Item = mlua::Result<T>> + Unpin> Future for Guarded<F> {
     type Output = mlua::Result<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -263,7 +264,16 @@ impl<T, F: Future<Output = mlua::Result<T>> + Unpin> Future for Guarded<F> {
             )));
         }
         this.guard.enter(this.callback);
-        let poll = Pin::new(&mut this.inner).poll(cx);
+        let poll = loop {
+            match Pin::new(&mut this.inner).poll_next(cx) {
+                // It yielded to nobody, which is no waiting: it goes on in the same
+                // turn, and its time with it.
+                Poll::Ready(Some(Ok(_))) if this.thread.status() == ThreadStatus::Resumable => {}
+                Poll::Ready(Some(result)) => break Poll::Ready(result),
+                Poll::Ready(None) => break Poll::Ready(Err(Error::CoroutineUnresumable)),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
         let expired = this.guard.leave(&this.lua);
         match poll {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use mlua::{Error, Lua, LuaString, UserData, UserDataFields, UserDataMethods};
 
 use super::guard::Guard;
-use super::live::{Live, lock};
+use super::live::{Charge, Live, lock};
 use crate::stream::BoxStream;
 
 /// Bytes that `read` gives at the most unless told otherwise.
@@ -25,6 +25,11 @@ const MAX_LINE: usize = 64 << 10;
 /// Most bytes of `read_exactly`; they are outside of the machine until they
 /// are all there.
 const MAX_EXACT: usize = 4 << 20;
+/// A stream may hold so much for the script also when all together hold more
+/// than they may; then reading what is longer fails.
+const ALWAYS: usize = 16 << 10;
+/// Bytes that a piece takes beside its own.
+const PIECE: usize = 64;
 /// Bytes that are given to the stream in one piece.
 const WRITE: usize = 256 << 10;
 
@@ -56,21 +61,27 @@ struct State {
 
 impl Link {
     /// A stream that came in.
-    pub(super) fn accepted(stream: BoxStream, guard: &Arc<Guard>) -> Arc<Self> {
-        Self::of(stream, guard, None)
+    pub(super) fn accepted(stream: BoxStream, guard: &Arc<Guard>, live: &Live) -> Arc<Self> {
+        Self::of(stream, guard, live, None)
     }
 
     /// A stream that the script dialled, and that was counted.
     pub(super) fn dialled(stream: BoxStream, guard: &Arc<Guard>, live: &Arc<Live>) -> Arc<Self> {
-        Self::of(stream, guard, Some(Arc::clone(live)))
+        Self::of(stream, guard, live, Some(Arc::clone(live)))
     }
 
-    fn of(stream: BoxStream, guard: &Arc<Guard>, dialled: Option<Arc<Live>>) -> Arc<Self> {
+    fn of(
+        stream: BoxStream,
+        guard: &Arc<Guard>,
+        live: &Live,
+        dialled: Option<Arc<Live>>,
+    ) -> Arc<Self> {
+        let arrived = Arrived { charge: Charge::of(&live.held), ..Arrived::default() };
         Arc::new(Self {
             guard: Arc::clone(guard),
             port: stream.local_port(),
             remote: stream.remote().to_string(),
-            state: Mutex::new(State { stream: Some(stream), ..State::default() }),
+            state: Mutex::new(State { stream: Some(stream), arrived, ..State::default() }),
             dialled,
         })
     }
@@ -244,6 +255,12 @@ impl State {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Err("the stream is closed".into()));
         };
+        // What did not ask for much goes on, so that few cannot stop all.
+        if self.arrived.length > ALWAYS
+            && let Some(reason) = self.arrived.charge.exceeded()
+        {
+            return Poll::Ready(Err(reason));
+        }
         loop {
             match ready!(stream.poll_read(cx)) {
                 // Nothing is no end.
@@ -273,12 +290,18 @@ struct Arrived {
     length: usize,
     /// So many bytes hold no line end.
     searched: usize,
+    charge: Charge,
 }
 
 impl Arrived {
     fn push(&mut self, data: Bytes) {
         self.length += data.len();
         self.pieces.push_back(data);
+        self.recharge();
+    }
+
+    fn recharge(&mut self) {
+        self.charge.set(self.length + self.pieces.len() * PIECE);
     }
 
     /// The first `most` bytes, or what there is.
@@ -299,10 +322,12 @@ impl Arrived {
             };
             left -= part.len();
             if part.len() == wanted {
+                self.recharge();
                 return part;
             }
             whole.extend_from_slice(&part);
         }
+        self.recharge();
         whole.freeze()
     }
 
@@ -367,5 +392,28 @@ impl UserData for StreamHandle {
             this.0.reset(reason.as_deref().unwrap_or("reset by the script"));
             Ok(())
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lua::live::Held;
+
+    #[test]
+    fn what_arrived_is_charged_until_it_is_read_or_dropped() {
+        let held = Arc::new(Held::new(10_000));
+        let arrived = || Arrived { charge: Charge::of(&held), ..Arrived::default() };
+        let (mut one, mut two) = (arrived(), arrived());
+        one.push(Bytes::from(vec![0; 6000]));
+        assert!(one.charge.exceeded().is_none());
+        two.push(Bytes::from(vec![0; 6000]));
+        assert!(one.charge.exceeded().is_some() && two.charge.exceeded().is_some());
+        assert_eq!(two.take(3000).len(), 3000);
+        assert!(one.charge.exceeded().is_none());
+        two.push(Bytes::from(vec![0; 3000]));
+        assert!(two.charge.exceeded().is_some());
+        drop(one);
+        assert!(two.charge.exceeded().is_none());
     }
 }

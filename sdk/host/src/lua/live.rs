@@ -23,6 +23,7 @@ pub(super) struct Live {
     pub(super) streams: AtomicU64,
     /// Streams that the script dialled and still has.
     pub(super) dialled: AtomicUsize,
+    pub(super) held: Arc<Held>,
     errors: AtomicU64,
     last_error: Mutex<Option<String>>,
     events: Mutex<Bucket>,
@@ -47,6 +48,7 @@ impl Live {
             calls: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             dialled: AtomicUsize::new(0),
+            held: Arc::new(Held::new(usize::try_from(limits.memory).unwrap_or(usize::MAX))),
             errors: AtomicU64::new(0),
             last_error: Mutex::default(),
             events: Mutex::new(Bucket::new(limits.events)),
@@ -103,6 +105,64 @@ impl Live {
 
     pub(super) fn grants(&self) -> &[String] {
         self.context.as_ref().map_or(&[], |context| &context.granted)
+    }
+}
+
+/// Bytes that are held for a script outside of its machines: what arrived on
+/// streams and was not read, bodies of requests and answers. All machines of an
+/// instance may have as many as one machine may take.
+#[derive(Debug)]
+pub(super) struct Held {
+    now: AtomicUsize,
+    most: usize,
+}
+
+impl Held {
+    pub(super) const fn new(most: usize) -> Self {
+        Self { now: AtomicUsize::new(0), most }
+    }
+}
+
+/// One holder's part of it; given back when it is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Charge {
+    held: Option<Arc<Held>>,
+    bytes: usize,
+}
+
+impl Charge {
+    pub(super) fn of(held: &Arc<Held>) -> Self {
+        Self { held: Some(Arc::clone(held)), bytes: 0 }
+    }
+
+    /// It holds so many bytes now.
+    pub(super) fn set(&mut self, bytes: usize) {
+        if let Some(held) = &self.held {
+            if bytes > self.bytes {
+                held.now.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+            } else {
+                held.now.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+            }
+        }
+        self.bytes = bytes;
+    }
+
+    /// It holds so many more.
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.set(self.bytes.saturating_add(bytes));
+    }
+
+    /// What to say when all together hold more than they may.
+    pub(super) fn exceeded(&self) -> Option<String> {
+        let held = self.held.as_ref()?;
+        (held.now.load(Ordering::Relaxed) > held.most)
+            .then(|| format!("more than {} bytes wait for the script already", held.most))
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 

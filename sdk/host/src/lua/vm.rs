@@ -17,7 +17,7 @@ use super::{api, value};
 
 /// What a text and a pattern may come to, multiplied (steps of a search that
 /// does not look at the time).
-const LONGEST_SEARCH: f64 = 4_294_967_296.0;
+const LONGEST_SEARCH: f64 = 268_435_456.0;
 /// Memory beyond the limit for telling where the limit was reached.
 const TELLING: usize = 1 << 20;
 /// Globals that a script does not get: ways out, ways around the guard, and

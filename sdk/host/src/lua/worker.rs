@@ -35,6 +35,10 @@ const TAKE: usize = 256;
 /// Used-up machines that finish what they have, per thread; of one more, the
 /// oldest is ended and its streams are reset.
 const MAX_WORN: usize = 2;
+/// Pauses after a fresh machine could not be made, each twice the one before;
+/// until then everything that is asked fails for the same reason.
+const RELOAD_MIN: Duration = Duration::from_secs(1);
+const RELOAD_MAX: Duration = Duration::from_secs(60);
 
 /// What a thread is given.
 pub(super) enum Job {
@@ -109,6 +113,7 @@ fn serve(start: Start) -> Result<(), String> {
         gauge,
         config,
         vm: Some(vm),
+        failed: None,
         worn: Vec::new(),
         open: Rc::default(),
         idle: Rc::default(),
@@ -130,6 +135,8 @@ struct Worker {
     config: Arc<Json>,
     /// None after a fresh one could not be made.
     vm: Option<Arc<Vm>>,
+    /// Why it could not, when it is tried again, and the pause before that.
+    failed: Option<(ScriptError, Instant, Duration)>,
     /// Used up, oldest first.
     worn: Vec<Weak<Vm>>,
     open: Rc<RefCell<Slab<Open>>>,
@@ -199,7 +206,7 @@ impl Worker {
             }
         };
         let peer = self.live.context.as_ref().map(|c| c.platform.peer(stream.remote()));
-        let link = Link::accepted(stream, &vm.guard);
+        let link = Link::accepted(stream, &vm.guard, &self.live);
         let began = vm.functions.serve.as_ref().map(|serve| {
             let peer = peer.map(|peer| api::peer(&vm.lua, &peer)).transpose();
             let handle = vm.lua.create_userdata(StreamHandle(Arc::clone(&link)));
@@ -391,15 +398,30 @@ impl Worker {
             }
             None => {}
         }
+        // Loading takes processor time, up to a whole limit of it, for every job.
+        if let Some((error, at, _)) = &self.failed
+            && Instant::now() < *at
+        {
+            return Err(error.clone());
+        }
         self.worn.retain(|vm| vm.strong_count() > 0);
         while self.worn.len() > MAX_WORN {
             let oldest = self.worn.remove(0);
             self.end_of(&oldest, "the script used up its machine");
         }
-        let (vm, _) = Vm::load(&self.live, Arc::clone(&self.gauge), &self.config)?;
-        let vm = Arc::new(vm);
-        self.vm = Some(Arc::clone(&vm));
-        Ok(vm)
+        match Vm::load(&self.live, Arc::clone(&self.gauge), &self.config) {
+            Ok((vm, _)) => {
+                let vm = Arc::new(vm);
+                (self.vm, self.failed) = (Some(Arc::clone(&vm)), None);
+                Ok(vm)
+            }
+            Err(error) => {
+                let before = self.failed.as_ref().map_or(Duration::ZERO, |(_, _, pause)| *pause);
+                let pause = (before * 2).clamp(RELOAD_MIN, RELOAD_MAX);
+                self.failed = Some((error.clone(), Instant::now() + pause, pause));
+                Err(error)
+            }
+        }
     }
 
     /// Ends what runs in one machine.

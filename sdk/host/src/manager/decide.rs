@@ -234,6 +234,17 @@ impl<W: Clone + PartialEq> Machine<W> {
         })
     }
 
+    /// Generation `number` never finished starting, and its thread cannot be
+    /// ended. Bans when there are too many of them.
+    pub(super) fn stuck(&mut self, number: u64) -> Do {
+        self.hung.insert(number);
+        if !self.banned() {
+            return Do::Nothing;
+        }
+        (self.current, self.retry) = (None, None);
+        Do::Ban
+    }
+
     /// Time has passed.
     pub(super) fn tick(&mut self, now: Instant) -> Do {
         self.forget(now);

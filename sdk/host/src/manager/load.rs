@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, Wake, Waker};
@@ -16,29 +16,34 @@ use serde_json::Value;
 
 use super::decide::Cause;
 use super::gate::{self, PortSlot, Running};
-use super::plugin::{Claims, Delivery, Generation, provides, stays_open};
+use super::plugin::{Claims, Delivery, Generation, Wanted, provides, stays_open};
 use super::status::{PluginReload, ReloadResult};
 use super::worker::Worker;
 use super::{Rule, lock};
 use crate::events::Happening;
 use crate::files::{self, Demands};
-use crate::instance::{Backend, Context};
+use crate::instance::{Backend, Context, StartError};
 use crate::schema;
 use crate::settings::{Entry, Ports, nearest};
 
 /// Time that the process has to open a port.
 const LISTEN: Duration = Duration::from_secs(10);
+/// What a loader says of a library that does not come back: its thread is left
+/// behind and cannot be ended.
+const STUCK: &str = "does not finish loading";
 
 /// Why a generation did not come up.
 struct Failed {
     text: String,
     /// Another plugin has some of what it wants.
     conflict: Option<Claims>,
+    /// The generation whose thread did not come back, and cannot be ended.
+    stuck: Option<u64>,
 }
 
 impl From<String> for Failed {
     fn from(text: String) -> Self {
-        Self { text, conflict: None }
+        Self { text, conflict: None, stuck: None }
     }
 }
 
@@ -69,6 +74,7 @@ impl Worker {
             Err(failed) => failed.conflict.clone(),
             Ok(_) => None,
         };
+        let stuck = up.as_ref().err().and_then(|failed| failed.stuck);
         let event = match up {
             Ok(Up::Unchanged) => {
                 plugin.machine.unchanged();
@@ -149,6 +155,13 @@ impl Worker {
         if let Some(event) = event {
             self.platform.tell(event);
         }
+        if let Some(plugin) = self.plugins.get_mut(name)
+            && let Some(number) = stuck
+        {
+            let what = plugin.machine.stuck(number);
+            self.act(name, what, cause);
+            self.show(name);
+        }
         done
     }
 
@@ -179,7 +192,32 @@ impl Worker {
         {
             return Ok(Up::Unchanged);
         }
-        let backend = self.open(name, &file, &checked)?;
+        let made = self.make(name, file, &wanted, &checked);
+        if made.is_err() {
+            self.forget_copy(name, &wanted, &checked.sha256);
+        }
+        made
+    }
+
+    /// Removes the copy of a version that failed, unless something has it open.
+    fn forget_copy(&self, name: &str, wanted: &Wanted, sha256: &str) {
+        let Some(plugin) = self.plugins.get(name) else { return };
+        let runs = plugin.running.as_ref().is_some_and(|running| running.sha256 == sha256);
+        if !runs && !plugin.libraries.tried.contains(sha256) {
+            self.cache.forget(name, wanted.kind, sha256);
+        }
+    }
+
+    /// Makes a generation of a file that was checked, and has it take over.
+    fn make(
+        &mut self,
+        name: &str,
+        file: PathBuf,
+        wanted: &Wanted,
+        checked: &files::Checked,
+    ) -> Result<Up, Failed> {
+        let entry = &wanted.entry;
+        let backend = self.open(name, &file, checked)?;
         let manifest = backend.manifest().clone();
         let config = schema::check(name, manifest.config_schema.as_ref(), entry)?;
         let mut by_service = ports(&manifest, entry)?;
@@ -213,8 +251,13 @@ impl Worker {
             limits: entry.limits.clone(),
             granted: granted.into(),
         };
-        let instance =
-            guard(|| backend.start(&config, context))?.map_err(|error| error.to_string())?;
+        let stays = stays_open(wanted.kind, entry.isolation);
+        let instance = guard(|| backend.start(&config, context))?.map_err(|error| Failed {
+            // Only a thread of this process is left behind: a child is killed, and
+            // a script stops by itself.
+            stuck: (stays && matches!(error, StartError::Timeout(_))).then_some(number),
+            ..Failed::from(error.to_string())
+        })?;
         let datagrams =
             |service: &str| manifest.services.iter().any(|s| s.name == service && s.datagrams);
         let all = by_service
@@ -246,30 +289,39 @@ impl Worker {
         name: &str,
         file: &Path,
         checked: &files::Checked,
-    ) -> Result<Arc<dyn Backend>, String> {
+    ) -> Result<Arc<dyn Backend>, Failed> {
         let Some(plugin) = self.plugins.get_mut(name) else {
-            return Err(format!("there is no plugin {name:?}"));
+            return Err(format!("there is no plugin {name:?}").into());
         };
         let (kind, entry) = (plugin.wanted.kind, Arc::clone(&plugin.wanted.entry));
         let stays = stays_open(kind, entry.isolation);
-        if stays && let Some(backend) = plugin.libraries.get(&checked.sha256) {
+        let libraries = &mut plugin.libraries;
+        if stays && let Some(backend) = libraries.open.get(&checked.sha256) {
             return Ok(Arc::clone(backend));
         }
-        if stays && plugin.libraries.len() >= self.options.generations {
+        let is_new = !libraries.tried.contains(&checked.sha256);
+        if stays && is_new && libraries.tried.len() >= self.options.generations {
             return Err(format!(
                 "{} different files have been loaded for it, and none can be unloaded: restart \
                  this process to load {}",
-                plugin.libraries.len(),
+                libraries.tried.len(),
                 file.display()
-            ));
+            )
+            .into());
         }
         let copy = self.cache.copy(name, kind, checked)?;
+        if stays {
+            libraries.tried.insert(checked.sha256.clone());
+        }
         let loader = &self.loader;
         let backend = guard(|| loader.open(kind, &copy, entry.isolation, &entry.limits))
             .flatten()
-            .map_err(|problem| format!("{} cannot be loaded: {problem}", file.display()))?;
+            .map_err(|problem| Failed {
+                stuck: (stays && problem.contains(STUCK)).then(|| plugin.machine.generation()),
+                ..Failed::from(format!("{} cannot be loaded: {problem}", file.display()))
+            })?;
         if stays {
-            plugin.libraries.insert(checked.sha256.clone(), Arc::clone(&backend));
+            plugin.libraries.open.insert(checked.sha256.clone(), Arc::clone(&backend));
         }
         Ok(backend)
     }
@@ -298,6 +350,7 @@ impl Worker {
                 ports: by_service.values().flatten().copied().collect(),
                 rules: manifest.rules.iter().map(|rule| rule.name.clone()).collect(),
             }),
+            stuck: None,
         };
         let mut seen = Vec::new();
         for (service, ports) in by_service {
@@ -568,5 +621,17 @@ fn wait<T>(future: impl Future<Output = T>, limit: Duration) -> Option<T> {
             return None;
         }
         std::thread::park_timeout(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::STUCK;
+    use crate::native::OpenError;
+
+    #[test]
+    fn a_library_that_hangs_is_told_by_its_text() {
+        let hangs = OpenError::Hangs { path: "x.so".into() };
+        assert!(hangs.to_string().contains(STUCK));
     }
 }

@@ -1,6 +1,6 @@
 //! One plugin as the manager's thread knows it, and as others may see it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,6 +17,10 @@ use super::status::{
 use super::{SinkHandle, lock};
 use crate::instance::{Backend, Instance, Stats};
 use crate::settings::{Entry, Isolation};
+
+/// Why a plugin is off for good.
+pub(super) const BANNED: &str = "too many of its threads are stuck and cannot be ended; it stays \
+                                 off until this process is started again";
 
 /// What should run under a name.
 #[derive(Clone, Debug)]
@@ -70,6 +74,23 @@ pub(super) struct Claims {
     pub(super) rules: Vec<String>,
 }
 
+/// Library files of one plugin that were loaded into this process.
+#[derive(Default)]
+pub(super) struct Libraries {
+    /// Those that are open, by hash: never closed, so never opened twice.
+    pub(super) open: HashMap<String, Arc<dyn Backend>>,
+    /// Hashes of all that were tried: also one that failed may have been mapped,
+    /// and its constructors may have run.
+    pub(super) tried: BTreeSet<String>,
+}
+
+/// What stays of a plugin whose file or entry was removed, for when it comes
+/// back: what it loaded, what is stuck, and how its generations are counted.
+pub(super) struct Past {
+    machine: Machine<Fingerprint>,
+    libraries: Libraries,
+}
+
 /// A sink's delivery, shared with those who ask for its status.
 pub(super) type Delivery = Arc<Mutex<Option<Box<dyn SinkHandle>>>>;
 
@@ -80,8 +101,7 @@ pub(super) struct Plugin {
     pub(super) wanted: Wanted,
     pub(super) running: Option<Generation>,
     pub(super) draining: Vec<Old>,
-    /// Libraries that are open, by hash: never closed, so never opened twice.
-    pub(super) libraries: HashMap<String, Arc<dyn Backend>>,
+    pub(super) libraries: Libraries,
     /// By the name that the journal knows.
     pub(super) sinks: BTreeMap<String, Delivery>,
     pub(super) totals: Totals,
@@ -122,26 +142,34 @@ impl Totals {
 }
 
 impl Plugin {
-    pub(super) fn new(name: &str, wanted: Wanted) -> Self {
+    /// Nothing runs yet. `past` is what an earlier one of this name left.
+    pub(super) fn new(name: &str, wanted: Wanted, past: Option<Past>) -> Self {
+        let past = past
+            .unwrap_or_else(|| Past { machine: Machine::new(), libraries: Libraries::default() });
         let name: Arc<str> = name.into();
         Self {
             gate: Gate::new(Arc::clone(&name)),
             name,
-            machine: Machine::new(),
+            reason: past.machine.banned().then(|| BANNED.to_owned()),
+            machine: past.machine,
             wanted,
             running: None,
             draining: Vec::new(),
-            libraries: HashMap::new(),
+            libraries: past.libraries,
             sinks: BTreeMap::new(),
             totals: Totals::default(),
             last: None,
-            reason: None,
             events: BTreeMap::new(),
             conflict: None,
             known: None,
             gone: false,
             state: (State::Off, now_ms()),
         }
+    }
+
+    /// What is to be kept when it goes.
+    pub(super) fn into_past(self) -> Past {
+        Past { machine: self.machine, libraries: self.libraries }
     }
 
     /// What is to be seen of it now. `starting` while it is being started.

@@ -2,6 +2,7 @@
 //! line with it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -174,7 +175,14 @@ impl Worker {
             (FileKind::Script, self.folders(FileKind::Script)),
         ] {
             for folder in folders {
-                for (name, file) in files::in_folder(&folder, kind) {
+                let found = files::in_folder(&folder, kind).unwrap_or_else(|error| {
+                    tracing::warn!(
+                        folder = %folder.display(),
+                        "it cannot be read, what was found in it before stays: {error}"
+                    );
+                    self.found_before(&folder, kind)
+                });
+                for (name, file) in found {
                     let same = file.canonicalize().is_ok_and(|file| taken.contains(&file));
                     if !same && !wanted.contains_key(&name) {
                         let entry = Entry { file: Some(file), ..Entry::default() };
@@ -203,6 +211,17 @@ impl Worker {
             }
         }
         wanted
+    }
+
+    /// Files that a folder had when it was last read.
+    fn found_before(&self, folder: &Path, kind: FileKind) -> Vec<(String, PathBuf)> {
+        let of = |(name, plugin): (&String, &Plugin)| {
+            let wanted = &plugin.wanted;
+            let file = wanted.entry.file.as_ref()?;
+            let was = !plugin.gone && !wanted.named && wanted.kind == kind;
+            (was && file.parent() == Some(folder)).then(|| (name.clone(), file.clone()))
+        };
+        self.plugins.iter().filter_map(of).collect()
     }
 
     /// Whether `over` can be put over the entry of `name`.
@@ -265,7 +284,7 @@ impl Worker {
         let plugin = self
             .plugins
             .entry(name.to_owned())
-            .or_insert_with(|| Plugin::new(name, wanted.clone()));
+            .or_insert_with(|| Plugin::new(name, wanted.clone(), self.past.remove(name)));
         let before = plugin.machine.tried().map(|tried| Arc::clone(&tried.entry));
         plugin.wanted = wanted;
         plugin.gone = false;
@@ -327,8 +346,7 @@ impl Worker {
         };
         self.note(name, Cause::File, &done);
         if self.plugins.get(name).is_some_and(|plugin| plugin.draining.is_empty()) {
-            self.plugins.remove(name);
-            super::lock(&self.shared.shown).remove(name);
+            self.forget(name);
         }
         Some(done)
     }
@@ -352,38 +370,41 @@ impl Worker {
     fn fingerprint(&mut self, wanted: &Wanted) -> Fingerprint {
         let keys = Arc::new(self.settings.trusted_keys.clone());
         let entry = Arc::clone(&wanted.entry);
-        let file = wanted.file.as_deref();
-        Fingerprint {
-            sha256: file.and_then(|file| self.hash(file)),
-            refusal: match file {
-                Some(file) => files::permitted(file, wanted.kind).err(),
-                None => Some("there is no file".to_owned()),
-            },
-            signature: file
-                .filter(|_| !keys.is_empty())
-                .and_then(|file| files::signature(file, entry.signature.as_deref())),
-            keys,
-            entry,
-        }
+        let path = wanted.file.as_deref();
+        let opened = match path {
+            Some(path) => files::open(path, wanted.kind).map(|(file, _)| (path, file)),
+            None => Err("there is no file".to_owned()),
+        };
+        // What may not be loaded is not read either: it can be a pipe, or anything.
+        let (sha256, signature, refusal) = match opened {
+            Ok((path, file)) => {
+                let signature = (!keys.is_empty())
+                    .then(|| files::signature(path, entry.signature.as_deref()))
+                    .flatten();
+                (self.hash(path, file, wanted.kind), signature, None)
+            }
+            Err(refusal) => (None, None, Some(refusal)),
+        };
+        Fingerprint { sha256, refusal, signature, keys, entry }
     }
 
     /// The file's hash, from memory when nothing shows that it has changed.
-    fn hash(&mut self, file: &Path) -> Option<String> {
-        let metadata = std::fs::metadata(file).ok()?;
+    fn hash(&mut self, path: &Path, file: File, kind: FileKind) -> Option<String> {
+        let metadata = file.metadata().ok()?;
         let times =
             [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
         let identity = (metadata.dev(), metadata.ino(), metadata.size(), times);
-        if let Some(seen) = self.hashes.get(file)
+        if let Some(seen) = self.hashes.get(path)
             && seen.identity == identity
         {
             return Some(seen.sha256.clone());
         }
-        let sha256 = files::hash(file)?;
+        let sha256 = files::hash(file, kind)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if metadata.ctime().saturating_add(FRESH) < i64::try_from(now).unwrap_or(i64::MAX) {
             // As many as there are files; those that went are few.
             let seen = Seen { identity, sha256: sha256.clone() };
-            self.hashes.insert(file.to_owned(), seen);
+            self.hashes.insert(path.to_owned(), seen);
         }
         Some(sha256)
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::decide::{Cause, Do, Trouble};
-use super::plugin::{Generation, Old, Plugin, now_ms};
+use super::plugin::{BANNED, Generation, Old, Past, Plugin, now_ms};
 use super::scan::Seen;
 use super::status::{LastReload, PluginReload, ReloadResult};
 use super::{Command, Inner, Loader, ManagerError, ManagerOptions, Shared, Sinks, lock};
@@ -55,6 +55,8 @@ pub(super) struct Worker {
     /// Entries set at run time.
     pub(super) set: BTreeMap<String, Value>,
     pub(super) plugins: BTreeMap<String, Plugin>,
+    /// What is left of those that went: as many as there were names that ran.
+    pub(super) past: BTreeMap<String, Past>,
     /// Who has which port.
     pub(super) ports: BTreeMap<u16, Arc<str>>,
     pub(super) hashes: HashMap<PathBuf, Seen>,
@@ -94,6 +96,7 @@ impl Worker {
             config_error: None,
             set: BTreeMap::new(),
             plugins: BTreeMap::new(),
+            past: BTreeMap::new(),
             ports: BTreeMap::new(),
             hashes: HashMap::new(),
             watch: None,
@@ -164,9 +167,7 @@ impl Worker {
                 None
             }
             Do::Ban => {
-                let reason = "too many of its threads are stuck and cannot be ended; it stays \
-                              off until this process is started again";
-                self.switch_off(name, reason);
+                self.switch_off(name, BANNED);
                 None
             }
         }
@@ -300,9 +301,7 @@ impl Worker {
         });
         let changed = plugin.draining.len() != before;
         if plugin.gone && plugin.draining.is_empty() {
-            self.plugins.remove(name);
-            lock(&self.shared.shown).remove(name);
-            return;
+            return self.forget(name);
         }
         for number in late {
             let text = "it did not end at its drain deadline";
@@ -310,6 +309,16 @@ impl Worker {
         }
         if changed {
             self.show(name);
+        }
+    }
+
+    /// Nothing of a plugin runs any more, and it is not wanted.
+    pub(super) fn forget(&mut self, name: &str) {
+        lock(&self.shared.shown).remove(name);
+        if let Some(plugin) = self.plugins.remove(name)
+            && plugin.machine.last() > 0
+        {
+            self.past.insert(name.to_owned(), plugin.into_past());
         }
     }
 

@@ -36,6 +36,12 @@ const BOMBS: &[(&str, &str, &str)] = &[
         "while true do pcall(coroutine.wrap(function() while true do end end)) end",
         "processor time",
     ),
+    ("yields to nobody", "while true do coroutine.yield() end", "processor time"),
+    (
+        "a search of a text with a long pattern",
+        "string.find(string.rep('a', 4000000), string.rep('a', 1000) .. 'b', 1, true)",
+        "too long",
+    ),
     ("an iterator without end", "for _ in function() return 1 end do end", "processor time"),
     (
         "pattern bomb",

@@ -102,6 +102,36 @@ fn too_many_stuck_threads_are_the_end() {
     assert_eq!(world.made("one").len(), 8);
 }
 
+/// Also those that never finished loading or starting, and whether or not the
+/// file was taken away in between.
+#[test]
+fn stuck_starts_count_also_over_removals() {
+    let world = world(&json!({}), "");
+    let file = world.path("plugins/one.so");
+    for round in 0..8 {
+        let fails = if round % 2 == 0 { "timeout" } else { "hang" };
+        library_with(&file, &format!("v{round}"), &[7], &json!({ "fails": fails }));
+        world.reload();
+        if round == 3 {
+            std::fs::remove_file(&file).unwrap();
+            world.last("one").finish();
+            until("it is gone", || {
+                world.reload();
+                world.manager().status("one").is_none()
+            });
+        }
+    }
+    let status = world.status("one");
+    assert_eq!((status.state, status.hung), (State::Off, 8));
+    assert!(status.reason.unwrap().contains("started again"));
+    std::fs::remove_file(&file).unwrap();
+    world.reload();
+    library(&file, "better", &[7]);
+    world.reload();
+    assert_eq!(world.status("one").state, State::Off);
+    assert_eq!(world.made("one").len(), 1);
+}
+
 #[test]
 fn over_its_budget_it_gets_no_new_streams() {
     let world = world(&json!({}), "plugins: {one: {limits: {queue: 10}}}\n");

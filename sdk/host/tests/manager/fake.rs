@@ -140,6 +140,7 @@ impl Backend for Opened {
     fn start(&self, config: &Value, context: Context) -> Result<Arc<dyn Instance>, StartError> {
         match self.text.fails.as_str() {
             "start" => return Err(StartError::Refused("no".to_owned())),
+            "timeout" => return Err(StartError::Timeout(Duration::from_millis(1))),
             "self-test" => return Err(StartError::SelfTest("not fit".to_owned())),
             "panic" => panic!("oh no"),
             _ => {}
@@ -183,6 +184,9 @@ impl Loader for Files {
         let text: Text = serde_json::from_slice(json).map_err(|e| e.to_string())?;
         if text.fails == "open" {
             return Err("it has no entry".to_owned());
+        }
+        if text.fails == "hang" {
+            return Err("x.so: does not finish loading within 10 s".to_owned());
         }
         Ok(Arc::new(Opened { text, made: Arc::clone(&self.made) }))
     }

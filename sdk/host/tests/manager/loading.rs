@@ -11,7 +11,7 @@ use pilot_host::{Isolation, ManagerOptions, State};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::fake::{World, elf, library, library_with, script};
+use crate::fake::{World, elf, library, library_with, script, text, until};
 
 fn unwatched(world: &World) -> ManagerOptions {
     ManagerOptions { watch: false, ..world.options() }
@@ -286,6 +286,21 @@ fn libraries_are_capped_and_counted_by_content() {
     let status = world.status("one");
     assert_eq!((status.state, status.generation), (State::Running, 5));
     assert!(status.last_reload.unwrap().error.unwrap().contains("restart"));
+    // Also not by taking the file away in between.
+    std::fs::remove_file(&file).unwrap();
+    world.last("one").finish();
+    until("it is gone", || {
+        world.reload();
+        world.manager().status("one").is_none()
+    });
+    library(&file, "v3", &[7]);
+    world.reload();
+    assert_eq!(world.status("one").state, State::Failed);
+    library(&file, "v2", &[7]);
+    world.reload();
+    let status = world.status("one");
+    assert_eq!((status.state, status.generation), (State::Running, 6));
+    assert_eq!(world.loader.opened.lock().unwrap().len(), 3);
     // Scripts can be unloaded.
     for version in 0..6 {
         script(&world.path("scripts/two.lua"), &format!("v{version}"), &[8]);
@@ -296,4 +311,73 @@ fn libraries_are_capped_and_counted_by_content() {
     let copies: Vec<_> = world.loader.opened.lock().unwrap().iter().map(|o| o.0.clone()).collect();
     let there = |path: &&std::path::PathBuf| path.ends_with("two.lua") && path.exists();
     assert_eq!(copies.iter().filter(there).count(), 1);
+}
+
+#[test]
+fn libraries_that_fail_to_open_count() {
+    let mut world = World::new();
+    let file = world.path("plugins/one.so");
+    library(&file, "v0", &[7]);
+    let mut options = unwatched(&world);
+    options.generations = 3;
+    world.start(options);
+    for version in 1..6 {
+        library_with(&file, &format!("v{version}"), &[7], &json!({ "fails": "open" }));
+        world.reload();
+    }
+    assert_eq!(world.loader.opened.lock().unwrap().len(), 3);
+    assert!(world.status("one").last_reload.unwrap().error.unwrap().contains("restart"));
+}
+
+#[test]
+fn copies_of_scripts_that_fail_are_removed() {
+    let mut world = World::new();
+    script(&world.path("scripts/two.lua"), "v0", &[8]);
+    world.start(unwatched(&world));
+    for fails in ["open", "start", "self-test"] {
+        let text = text("bad", &[8], &json!({ "fails": fails }));
+        std::fs::write(world.path("scripts/two.lua"), text).unwrap();
+        world.reload();
+        assert!(world.status("two").last_reload.unwrap().error.is_some());
+    }
+    let copies: Vec<_> = world.loader.opened.lock().unwrap().iter().map(|o| o.0.exists()).collect();
+    assert_eq!(copies, [true, false, false, false]);
+}
+
+/// Opening one would wait for a writer.
+#[test]
+fn pipes_in_a_folder_hold_nothing_up() {
+    let mut world = World::new();
+    for pipe in ["plugins/one.so", "scripts/two.lua"] {
+        let made = std::process::Command::new("mkfifo").arg(world.path(pipe)).status().unwrap();
+        assert!(made.success());
+    }
+    library(&world.path("plugins/three.so"), "three", &[7]);
+    let pipe = world.path("plugins/three.so.sig");
+    assert!(std::process::Command::new("mkfifo").arg(pipe).status().unwrap().success());
+    let key = STANDARD.encode(SigningKey::from_bytes(&[7; 32]).verifying_key().as_bytes());
+    world.config(&format!("trusted-keys: [\"{key}\"]\n"));
+    world.start(unwatched(&world));
+    for name in ["one", "two"] {
+        assert!(world.status(name).reason.unwrap().contains("is not a file"));
+    }
+    assert!(world.status("three").reason.unwrap().contains("is not signed"));
+}
+
+/// What runs goes on: nobody knows that its file is gone.
+#[test]
+fn a_folder_that_cannot_be_read_has_not_lost_its_files() {
+    let mut world = World::new();
+    library(&world.path("plugins/one.so"), "one", &[7]);
+    world.start(unwatched(&world));
+    std::fs::rename(world.path("plugins"), world.path("away")).unwrap();
+    std::fs::write(world.path("plugins"), "in the way").unwrap();
+    world.reload();
+    assert_eq!(world.status("one").state, State::Running);
+    assert_eq!(world.open(7).wrote.lock().unwrap().as_slice(), ["1"]);
+    std::fs::remove_file(world.path("plugins")).unwrap();
+    std::fs::rename(world.path("away"), world.path("plugins")).unwrap();
+    world.reload();
+    assert_eq!(world.status("one").state, State::Running);
+    assert_eq!(world.made("one").len(), 1);
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Body as _;
 use hyper::{Method, Request, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -16,6 +17,7 @@ use mlua::{Error, Lua, LuaString, Table, Value};
 use tokio::sync::Semaphore;
 
 use super::{Api, Outcome, refused};
+use crate::lua::live::Charge;
 
 /// Largest body of an answer; a larger one is a failure.
 const MAX_BODY: usize = 8 << 20;
@@ -25,6 +27,8 @@ const MAX_REQUESTS: usize = 64;
 const TIMEOUT: f64 = 30.0;
 /// Most seconds for a request with its answer.
 const MAX_TIMEOUT: f64 = 300.0;
+/// Headers that are the client's own.
+const OWN: &[&str] = &["host", "content-length", "transfer-encoding", "connection"];
 
 type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -80,20 +84,41 @@ impl Http {
         options: Option<Table>,
     ) -> Outcome {
         self.api.context("http")?;
-        let (request, timeout) = self.prepare(method, url, body, options)?;
+        let timeout = seconds(options.as_ref())?;
+        let deadline = tokio::time::Instant::now() + timeout;
+        // Nothing is copied out of the machine for those that wait for their turn.
+        let _slot = match tokio::time::timeout_at(deadline, self.slots.acquire()).await {
+            Ok(slot) => slot.map_err(Error::external)?,
+            Err(_) => return refused(format!("no answer within {} s", timeout.as_secs_f64())),
+        };
+        let request = self.prepare(method, url, body, options)?;
+        let mut charge = Charge::of(&self.api.live.held);
+        charge.add(request.body().size_hint().exact().map_or(0, |n| n.try_into().unwrap_or(0)));
+        if let Some(reason) = charge.exceeded() {
+            return refused(reason);
+        }
         let client = match self.client() {
             Ok(client) => client,
             Err(reason) => return refused(reason),
         };
         let exchange = async {
-            let _slot = self.slots.acquire().await.map_err(|e| e.to_string())?;
             let response = client.request(request).await.map_err(|e| causes(&e))?;
             let (head, body) = response.into_parts();
-            let body = Limited::new(body, MAX_BODY).collect().await;
-            let body = body.map_err(|e| format!("the answer could not be read: {e}"))?;
-            Ok::<_, String>((head, body.to_bytes()))
+            let mut body = Limited::new(body, MAX_BODY);
+            let mut whole = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|e| format!("the answer could not be read: {e}"))?;
+                if let Ok(data) = frame.into_data() {
+                    charge.add(data.len());
+                    if let Some(reason) = charge.exceeded() {
+                        return Err(reason);
+                    }
+                    whole.extend_from_slice(&data);
+                }
+            }
+            Ok::<_, String>((head, whole))
         };
-        let (head, body) = match tokio::time::timeout(timeout, exchange).await {
+        let (head, body) = match tokio::time::timeout_at(deadline, exchange).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(reason)) => return refused(reason),
             Err(_) => return refused(format!("no answer within {} s", timeout.as_secs_f64())),
@@ -117,12 +142,10 @@ impl Http {
         url: Option<String>,
         body: Option<LuaString>,
         options: Option<Table>,
-    ) -> mlua::Result<(Request<Full<Bytes>>, Duration)> {
-        let wrong = |reason: String| Error::runtime(format!("http: {reason}"));
+    ) -> mlua::Result<Request<Full<Bytes>>> {
         let mut method = method.to_owned();
         let mut url = url;
         let mut body = body;
-        let mut timeout = TIMEOUT;
         let mut headers = None;
         if let Some(options) = options {
             for pair in options.pairs::<String, Value>() {
@@ -132,9 +155,7 @@ impl Http {
                     ("url", Value::String(text)) => url = Some(text.to_string_lossy()),
                     ("body", Value::String(text)) => body = Some(text),
                     ("headers", Value::Table(table)) => headers = Some(table),
-                    #[expect(clippy::cast_precision_loss, reason = "seconds")]
-                    ("timeout", Value::Integer(seconds)) => timeout = seconds as f64,
-                    ("timeout", Value::Number(seconds)) => timeout = seconds,
+                    ("timeout", Value::Integer(_) | Value::Number(_)) => {}
                     (key @ ("method" | "url" | "body" | "headers" | "timeout"), value) => {
                         let kind = value.type_name();
                         return Err(wrong(format!("`{key}` cannot be a {kind}")));
@@ -150,9 +171,6 @@ impl Http {
         let url = url.ok_or_else(|| wrong("`url` is missing".into()))?;
         let uri: Uri = url.parse().map_err(|e| wrong(format!("{url:?} is no URL: {e}")))?;
         self.may_reach(&uri, &url)?;
-        if !(0.001..=MAX_TIMEOUT).contains(&timeout) {
-            return Err(wrong(format!("`timeout` is up to {MAX_TIMEOUT} seconds")));
-        }
         let method = Method::from_bytes(method.as_bytes())
             .map_err(|_| wrong(format!("{method:?} is no method")))?;
         let mut request = Request::builder().method(method).uri(uri);
@@ -160,6 +178,10 @@ impl Http {
         if let Some(headers) = headers {
             for pair in headers.pairs::<String, String>() {
                 let (name, value) = pair?;
+                // They say where the body ends, and to whom this goes.
+                if let Some(own) = OWN.iter().find(|own| name.eq_ignore_ascii_case(own)) {
+                    return Err(wrong(format!("the header `{own}` cannot be set by a script")));
+                }
                 agent |= name.eq_ignore_ascii_case("user-agent");
                 request = request.header(name, value);
             }
@@ -169,8 +191,7 @@ impl Http {
                 request.header("user-agent", concat!("pilot-script/", env!("CARGO_PKG_VERSION")));
         }
         let body = body.map_or_else(Bytes::new, |body| Bytes::copy_from_slice(&body.as_bytes()));
-        let request = request.body(Full::new(body)).map_err(|e| wrong(e.to_string()))?;
-        Ok((request, Duration::from_secs_f64(timeout)))
+        request.body(Full::new(body)).map_err(|e| wrong(e.to_string()))
     }
 
     /// Whether a grant `http:HOST` or `http:HOST:PORT` names where this goes.
@@ -216,6 +237,25 @@ impl Http {
             .build(connector);
         Ok(self.client.get_or_init(|| client))
     }
+}
+
+fn wrong(reason: String) -> Error {
+    Error::runtime(format!("http: {reason}"))
+}
+
+/// How long a request with its answer may take. A value of another type is
+/// refused with the other options.
+fn seconds(options: Option<&Table>) -> mlua::Result<Duration> {
+    let timeout = match options.map(|options| options.raw_get::<Value>("timeout")).transpose()? {
+        #[expect(clippy::cast_precision_loss, reason = "seconds")]
+        Some(Value::Integer(seconds)) => seconds as f64,
+        Some(Value::Number(seconds)) => seconds,
+        _ => TIMEOUT,
+    };
+    if !(0.001..=MAX_TIMEOUT).contains(&timeout) {
+        return Err(wrong(format!("`timeout` is up to {MAX_TIMEOUT} seconds")));
+    }
+    Ok(Duration::from_secs_f64(timeout))
 }
 
 /// The system's roots, read when the first script needs them.
