@@ -109,6 +109,8 @@ pub(crate) enum Refusal {
     PerNode(usize),
     #[error("the record could not be stored, try again later")]
     NotStored,
+    #[error("too many registrations of one node, try again in a second")]
+    TooFast,
     #[error("this server is being replaced, connect again")]
     Replaced,
 }
@@ -292,7 +294,19 @@ impl Zone {
             }
         };
         self.check_room(who, name, &entry)?;
-        self.put(name, Some(entry));
+        // Who only renews has it written once in a while: each write of the
+        // store is waited for.
+        let mere = old.is_some_and(|old| {
+            old.owner == entry.owner
+                && self.stored_at.get(name).is_some_and(|at| now < at + self.rules.ttl / 4)
+        });
+        if news || !mere {
+            self.put(name, Some(entry), now);
+        } else {
+            let name = self.names.get_key_value(name).map_or_else(|| name.into(), |(n, _)| Rc::clone(n));
+            let old = self.replace(&name, Some(entry));
+            self.undo.push((name, old));
+        }
         Ok(news)
     }
 
@@ -300,14 +314,18 @@ impl Zone {
     pub(crate) fn settle(&mut self) {
         self.undo.clear();
         self.dirty.clear();
+        self.torn.clear();
     }
 
     /// Nothing of what was registered since [`Zone::settle`] happened.
     pub(crate) fn roll_back(&mut self) {
         while let Some((name, entry)) = self.undo.pop() {
             self.replace(&name, entry);
+            // What the store has of it is not certain.
+            self.stored_at.remove(&name);
         }
-        self.dirty.clear();
+        // Some may have been written before one failed.
+        self.torn.append(&mut self.dirty);
     }
 
     /// Whose names have to be stored before [`Zone::settle`]; the operator's
@@ -315,7 +333,7 @@ impl Zone {
     /// never in neither place.
     pub(crate) fn unsettled(&self) -> Vec<Owner> {
         let (mut with, mut without) = (Vec::new(), Vec::new());
-        for owner in self.dirty.iter().filter(|owner| **owner != Owner::Local) {
+        for owner in self.dirty.union(&self.torn).filter(|owner| **owner != Owner::Local) {
             let list = if self.by_owner.contains_key(owner) { &mut with } else { &mut without };
             list.push(owner.clone());
         }
@@ -340,7 +358,10 @@ impl Zone {
     /// When the text is not what [`Zone::stored`] gives.
     pub(crate) fn load(&mut self, owner: &Owner, text: &[u8], now: u64) -> json::Result<()> {
         for Stored { name, held_until, a, n, s } in json::from_slice::<Vec<Stored>>(text)? {
-            let better = self.names.get(&*name).is_none_or(|entry| entry.owner < *owner);
+            // This node's own name may be there already.
+            let better = self.names.get(&*name).is_none_or(|entry| {
+                entry.owner != Owner::Local && entry.owner < *owner
+            });
             if now < held_until && better {
                 self.replace(
                     &name.into(),
@@ -465,12 +486,13 @@ impl Zone {
     }
 
     /// Changes a name so that it can be undone.
-    fn put(&mut self, name: &str, entry: Option<Entry>) {
+    fn put(&mut self, name: &str, entry: Option<Entry>, now: u64) {
         let name =
             self.names.get_key_value(name).map_or_else(|| name.into(), |(n, _)| Rc::clone(n));
         self.dirty.extend(entry.as_ref().map(|entry| entry.owner.clone()));
         let old = self.replace(&name, entry);
         self.dirty.extend(old.as_ref().map(|entry| entry.owner.clone()));
+        self.stored_at.insert(Rc::clone(&name), now);
         self.undo.push((name, old));
     }
 
@@ -478,6 +500,9 @@ impl Zone {
     fn replace(&mut self, name: &Rc<str>, entry: Option<Entry>) -> Option<Entry> {
         self.version += 1;
         let old = self.names.remove(name);
+        if entry.is_none() {
+            self.stored_at.remove(name);
+        }
         if let Some(old) = &old {
             self.size -= old.size();
             if let Some(names) = self.by_owner.get_mut(&old.owner) {
