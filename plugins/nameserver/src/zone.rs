@@ -67,6 +67,10 @@ impl Who {
 
     pub(crate) const LOCAL: Self = Self { owner: Owner::Local, node: None };
 
+    const fn is_this_node(&self) -> bool {
+        matches!(self.owner, Owner::Local) && self.node.is_some()
+    }
+
     /// A name that was registered while the node's key was not known goes over
     /// to the key.
     fn may_use(&self, owner: &Owner) -> bool {
@@ -109,8 +113,8 @@ pub(crate) enum Refusal {
     PerNode(usize),
     #[error("the record could not be stored, try again later")]
     NotStored,
-    #[error("too many registrations of one node, try again in a second")]
-    TooFast,
+    #[error("the registry could not be asked who the name belongs to, try again later")]
+    Busy,
     #[error("this server is being replaced, connect again")]
     Replaced,
 }
@@ -190,6 +194,10 @@ pub(crate) struct Zone {
     undo: Vec<(Rc<str>, Option<Entry>)>,
     /// Whose stored names are out of date.
     dirty: BTreeSet<Owner>,
+    /// Whose stored names may be those of a change that did not happen.
+    torn: BTreeSet<Owner>,
+    /// When a name was last to be stored.
+    stored_at: HashMap<Rc<str>, u64>,
     /// Grows with every change.
     version: u64,
 }
@@ -204,6 +212,8 @@ impl Zone {
             size: 0,
             undo: Vec::new(),
             dirty: BTreeSet::new(),
+            torn: BTreeSet::new(),
+            stored_at: HashMap::new(),
             version: 0,
         }
     }
@@ -259,6 +269,8 @@ impl Zone {
         }
         // A name that nobody holds any more begins anew.
         let old = self.names.get(name).filter(|entry| now < entry.held_until);
+        // This node's own hostname is its own, whoever was quicker.
+        let old = old.filter(|entry| !who.is_this_node() || who.may_use(&entry.owner));
         if old.is_some_and(|entry| !who.may_use(&entry.owner)) {
             return Err(Refusal::Taken(name.to_owned()));
         }
@@ -303,7 +315,8 @@ impl Zone {
         if news || !mere {
             self.put(name, Some(entry), now);
         } else {
-            let name = self.names.get_key_value(name).map_or_else(|| name.into(), |(n, _)| Rc::clone(n));
+            let name =
+                self.names.get_key_value(name).map_or_else(|| name.into(), |(n, _)| Rc::clone(n));
             let old = self.replace(&name, Some(entry));
             self.undo.push((name, old));
         }
@@ -314,6 +327,10 @@ impl Zone {
     pub(crate) fn settle(&mut self) {
         self.undo.clear();
         self.dirty.clear();
+    }
+
+    /// All of [`Zone::unsettled`] was written.
+    pub(crate) fn wrote(&mut self) {
         self.torn.clear();
     }
 
@@ -333,6 +350,9 @@ impl Zone {
     /// never in neither place.
     pub(crate) fn unsettled(&self) -> Vec<Owner> {
         let (mut with, mut without) = (Vec::new(), Vec::new());
+        if self.dirty.is_empty() {
+            return with;
+        }
         for owner in self.dirty.union(&self.torn).filter(|owner| **owner != Owner::Local) {
             let list = if self.by_owner.contains_key(owner) { &mut with } else { &mut without };
             list.push(owner.clone());
@@ -359,9 +379,10 @@ impl Zone {
     pub(crate) fn load(&mut self, owner: &Owner, text: &[u8], now: u64) -> json::Result<()> {
         for Stored { name, held_until, a, n, s } in json::from_slice::<Vec<Stored>>(text)? {
             // This node's own name may be there already.
-            let better = self.names.get(&*name).is_none_or(|entry| {
-                entry.owner != Owner::Local && entry.owner < *owner
-            });
+            let better = self
+                .names
+                .get(&*name)
+                .is_none_or(|entry| entry.owner != Owner::Local && entry.owner < *owner);
             if now < held_until && better {
                 self.replace(
                     &name.into(),
