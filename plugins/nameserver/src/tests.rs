@@ -302,7 +302,7 @@ fn the_registry_is_asked_for_what_has_no_record() {
     assert_eq!((step, at), (Step::Ask("web".to_owned()), 12));
     let said = ("web".to_owned(), "0:0000.0000.0007".parse().ok());
     server.hostnames.put("web", said.1, NOW);
-    let again = Call { said: Some(&said), ..call(&one, NOW) };
+    let again = Call { said: Some(&(said.0, Ok(said.1))), ..call(&one, NOW) };
     assert_eq!(server.lines(again, input, &mut at, &mut out), Step::Done);
     let answer = "A web 0:0000.0000.0007\n";
     let expected = format!("ERR name \"a.b\" not found\n{answer}{answer}");
