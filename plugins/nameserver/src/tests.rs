@@ -302,14 +302,16 @@ fn the_registry_is_asked_for_what_has_no_record() {
     assert_eq!((step, at), (Step::Ask("web".to_owned()), 12));
     let said = ("web".to_owned(), "0:0000.0000.0007".parse().ok());
     server.hostnames.put("web", said.1, NOW);
-    let again = Call { said: Some(&(said.0, Ok(said.1))), ..call(&one, NOW) };
+    let said = (said.0, Ok(said.1));
+    let again = Call { said: Some(&said), ..call(&one, NOW) };
     assert_eq!(server.lines(again, input, &mut at, &mut out), Step::Done);
     let answer = "A web 0:0000.0000.0007\n";
     let expected = format!("ERR name \"a.b\" not found\n{answer}{answer}");
     assert_eq!(String::from_utf8(out).unwrap(), expected);
     // A record beats it.
-    assert_eq!(ask(&mut server, &one, NOW, "REGISTER A web 0:0000.0000.0001"), "OK");
-    assert_eq!(ask(&mut server, &one, NOW, "QUERY A web"), "A web 0:0000.0000.0001");
+    let seven = node(7, None);
+    assert_eq!(ask(&mut server, &seven, NOW, "REGISTER A web 1:0001.0000.0007"), "OK");
+    assert_eq!(ask(&mut server, &one, NOW, "QUERY A web"), "A web 1:0001.0000.0007");
     // That there is none is remembered too.
     server.hostnames.put("none", None, NOW);
     assert_eq!(ask(&mut server, &one, NOW, "QUERY A none"), "ERR name \"none\" not found");
