@@ -28,6 +28,7 @@ struct Known {
     key: [u8; 32],
     hostname: Option<String>,
     tags: Vec<String>,
+    networks: Vec<u16>,
 }
 
 impl PeerBook {
@@ -42,6 +43,7 @@ impl PeerBook {
             key: found.public_key.0,
             hostname: found.hostname.filter(|name| !name.is_empty()),
             tags: found.tags,
+            networks: found.networks.into_iter().map(u16::from).filter(|n| *n != 0).collect(),
         };
         let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MAX_KNOWN {
@@ -51,6 +53,8 @@ impl PeerBook {
     }
 
     /// Who is at `remote`. A pinned key stands before what the registry says.
+    /// Its networks are all that the registry shows of it beside network 0: the
+    /// daemon does not keep a list of its own to compare them with.
     pub fn peer(&self, remote: SocketAddress) -> Peer {
         let node = remote.address.node;
         let mut peer = Peer::at(remote);
@@ -60,6 +64,7 @@ impl PeerBook {
             key = key.or(Some(known.key));
             peer.hostname.clone_from(&known.hostname);
             peer.tags.clone_from(&known.tags);
+            peer.networks.clone_from(&known.networks);
         }
         let key = key.or_else(|| self.store.peer(node)?.key);
         peer.public_key = key.map(|key| PublicKey(key).to_string());
@@ -85,7 +90,7 @@ mod tests {
         let remembered = PublicKey([1; 32]).to_string();
         assert_eq!(book.peer(at).public_key.as_deref(), Some(remembered.as_str()));
         let found = json!({
-            "node_id": 3, "address": "0:0000.0000.0003", "networks": [0], "public": false,
+            "node_id": 3, "address": "0:0000.0000.0003", "networks": [0, 5, 7], "public": false,
             "public_key": PublicKey([2; 32]).to_string(), "hostname": "agent-c",
             "tags": ["gpu"],
         });
@@ -94,5 +99,6 @@ mod tests {
         assert_eq!(peer.public_key, Some(PublicKey([2; 32]).to_string()));
         assert_eq!((peer.hostname.as_deref(), peer.trusted), (Some("agent-c"), false));
         assert_eq!(peer.tags, ["gpu"]);
+        assert_eq!(peer.networks, [5, 7]);
     }
 }

@@ -19,6 +19,7 @@ mod session;
 mod stamp;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use pilot_plugin::json::{Value, json};
 use pilot_plugin::serde::Deserialize;
+use pilot_plugin::wire::NodeId;
 use pilot_plugin::wire::service::data_exchange::PORT;
 use pilot_plugin::{Buffer, Error, Host, JsonSchema, Level, Manifest, Peer, Plugin, Stream};
 
@@ -42,6 +44,11 @@ use session::{Happened, Sender, Session, Store, Taken};
 const ROUND: usize = 1 << 20;
 /// Streams served at once; more are reset.
 const MAX_STREAMS: usize = 256;
+/// Streams of one node served at once; more are reset.
+const STREAMS_PER_NODE: usize = MAX_STREAMS / 4;
+/// A frame or an offered file that has begun and of which nothing comes for so
+/// long ends its stream.
+const STALL: Duration = Duration::from_secs(120);
 /// When memory for a message is missing, it is tried again after this long.
 const MEMORY_WAIT: Duration = Duration::from_millis(50);
 /// How often what was left unfinished is looked through.
@@ -86,6 +93,8 @@ struct DataExchange {
     /// Once the first stream has come: to ask for the folder is to wait.
     store: RefCell<Option<Arc<Store>>>,
     streams: Rc<Cell<usize>>,
+    /// Streams by node.
+    nodes: Rc<RefCell<HashMap<NodeId, usize>>>,
 }
 
 impl Plugin for DataExchange {
@@ -99,15 +108,27 @@ impl Plugin for DataExchange {
     }
 
     fn start(host: Host, config: Config) -> Result<Self, Error> {
-        Ok(Self { host, config, store: RefCell::default(), streams: Rc::default() })
+        Ok(Self {
+            host,
+            config,
+            store: RefCell::default(),
+            streams: Rc::default(),
+            nodes: Rc::default(),
+        })
     }
 
     async fn serve(&self, stream: Stream, peer: Peer) -> Result<(), Error> {
         if self.streams.get() >= MAX_STREAMS {
             return Err(Error::new(format!("{MAX_STREAMS} streams are open already")));
         }
+        let node = peer.node();
+        if self.nodes.borrow().get(&node).is_some_and(|n| *n >= STREAMS_PER_NODE) {
+            let text = format!("{STREAMS_PER_NODE} streams of node {node} are open already");
+            return Err(Error::new(text));
+        }
         self.streams.set(self.streams.get() + 1);
-        let _counted = Counted(Rc::clone(&self.streams));
+        *self.nodes.borrow_mut().entry(node).or_default() += 1;
+        let _counted = Counted(Rc::clone(&self.streams), Rc::clone(&self.nodes), node);
         let store = self.store().await?;
         let from = Sender::of(&peer);
         let session = Session::new(store, from.clone());
@@ -183,11 +204,18 @@ async fn sweep_now_and_then(host: Host, store: Arc<Store>) {
 }
 
 /// One stream less when it is dropped.
-struct Counted(Rc<Cell<usize>>);
+struct Counted(Rc<Cell<usize>>, Rc<RefCell<HashMap<NodeId, usize>>>, NodeId);
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+        let mut nodes = self.1.borrow_mut();
+        if let Some(count) = nodes.get_mut(&self.2) {
+            *count -= 1;
+            if *count == 0 {
+                nodes.remove(&self.2);
+            }
+        }
     }
 }
 
@@ -233,7 +261,9 @@ impl Serving {
     /// Serves until the end, and gives the session back.
     async fn run(&mut self, mut session: Session) -> (Option<Session>, Result<(), Error>) {
         loop {
-            let mut late = session.deadline().map(|at| self.until(at));
+            let stall = session.is_unfinished().then(|| Instant::now() + STALL);
+            let late = [session.deadline(), stall].into_iter().flatten().min();
+            let mut late = late.map(|at| self.until(at));
             let more = std::future::poll_fn(|cx| {
                 self.gather(cx);
                 if self.gathered_len > 0 || !matches!(self.input, Ok(true)) {
@@ -245,7 +275,10 @@ impl Serving {
                 }
             });
             if !more.await {
-                return (Some(session), Err(Error::new("a message did not come to its end")));
+                return (
+                    Some(session),
+                    Err(Error::new("what had begun did not come to its end in time")),
+                );
             }
             if self.gathered_len == 0 {
                 let result = match std::mem::replace(&mut self.input, Ok(false)) {

@@ -4,8 +4,12 @@
 use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::save::{SaveError, is_unfinished};
+
+/// Folders are looked through no more often, however many files are refused.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The limits of the configuration.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +33,8 @@ pub(crate) struct Quota {
 struct Held {
     /// What lay in the folders when they were last looked at, and came since.
     saved: u64,
+    /// When that was, if it was because there was no room.
+    looked: Option<Instant>,
     /// Announced and not yet saved.
     coming: u64,
     /// Of what is coming, that which the disk does not hold yet.
@@ -65,11 +71,23 @@ impl Quota {
         if let Some(reserved) = self.try_reserve(bytes, unwritten) {
             return Ok(reserved);
         }
-        // Files may have been taken away since.
-        let saved = saved_in(&self.folders);
-        self.held().saved = saved;
+        // Files may have been taken away since; a large folder takes a while.
+        if self.may_look() {
+            let saved = saved_in(&self.folders);
+            self.held().saved = saved;
+        }
         let limit = self.limits.max_bytes.unwrap_or(u64::MAX);
         self.try_reserve(bytes, unwritten).ok_or(SaveError::Quota { limit })
+    }
+
+    /// Whether it is time to look through the folders again.
+    fn may_look(&self) -> bool {
+        let (mut held, now) = (self.held(), Instant::now());
+        let recent = held.looked.is_some_and(|at| now.duration_since(at) < LOOK_EVERY);
+        if !recent {
+            held.looked = Some(now);
+        }
+        !recent
     }
 
     fn check_disk(&self, folder: &Path, bytes: u64) -> Result<(), SaveError> {
@@ -159,8 +177,10 @@ mod tests {
         fs::write(dir.path().join("first"), "5678").unwrap();
         first.saved();
         assert!(refused(3));
-        // Who takes files away makes room.
+        // Who takes files away makes room, when it is looked at again.
         fs::remove_file(dir.path().join("first")).unwrap();
+        assert!(refused(6));
+        quota.held().looked = None;
         quota.reserve(dir.path(), 6, 0).unwrap();
     }
 

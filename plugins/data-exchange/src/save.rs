@@ -206,6 +206,12 @@ impl Incoming {
         self.file.file.get_ref().sync_all().map_err(failed("sync"))?;
         let path = name_it(&self.file.path, &self.folder, stem, stamp, extension)?;
         self.file.fate = Fate::Placed;
+        // Only then is the new name there after a power failure.
+        let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        if let Err(e) = synced {
+            self.reserved.saved();
+            return Err(failed("sync")(e));
+        }
         self.reserved.saved();
         Ok(path)
     }

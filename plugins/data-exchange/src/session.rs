@@ -279,6 +279,11 @@ impl Session {
         }
     }
 
+    /// Whether something has begun that holds memory, or room on the disk.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        self.is_inside_frame() || self.offered.is_some()
+    }
+
     /// Whether an end of the stream would cut a frame.
     pub(crate) fn is_inside_frame(&self) -> bool {
         !matches!(&self.state, State::Header(bytes) if bytes.is_empty())

@@ -18,11 +18,12 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use pilot_plugin::json::{Value, json};
 use pilot_plugin::wire::NodeId;
 use pilot_plugin::wire::service::event_stream::{Event, PORT};
-use pilot_plugin::{Error, Host, Level, Manifest, Peer, Plugin, Reader, Stream, Writer};
+use pilot_plugin::{Buffer, Error, Host, Level, Manifest, Peer, Plugin, Reader, Stream, Writer};
 
 use broker::{Batch, Bounds, Broker, Id};
 use config::{Config, Rights};
@@ -32,6 +33,9 @@ use frames::Frame;
 const ROOM: usize = 64 << 10;
 /// Reads published before other streams have their turn.
 const TURN: u32 = 8;
+/// An event that has begun and of which nothing comes for so long resets its
+/// connection; so does a first event that does not come.
+const STALL: Duration = Duration::from_secs(60);
 /// An unfinished event up to this many bytes does not count against
 /// `max-begun`.
 const FREE: usize = 16 << 10;
@@ -194,7 +198,7 @@ struct Publisher<'a> {
 impl Publisher<'_> {
     /// The subscribing event; `None` when the stream ends before.
     async fn first(&mut self) -> Result<Option<Event>, Error> {
-        while let Some(data) = self.reader.recv().await? {
+        while let Some(data) = self.next(true).await? {
             self.begun.push(&data)?;
             if let Some(frame) = Frame::read(&self.begun.bytes, self.state.config.max_payload)? {
                 let event = Event::new(frame.topic, frame.payload);
@@ -206,13 +210,25 @@ impl Publisher<'_> {
         Ok(None)
     }
 
+    /// The next bytes; with a limit when something is owed.
+    async fn next(&mut self, owed: bool) -> Result<Option<Buffer>, Error> {
+        if !owed {
+            return Ok(self.reader.recv().await?);
+        }
+        let host = &self.state.host;
+        match host.timeout(STALL, self.reader.recv()).await {
+            Some(data) => Ok(data?),
+            None => Err(Error::new("an event did not come to its end in time")),
+        }
+    }
+
     async fn publish(mut self, id: Id) -> Result<(), Error> {
         // More may have come with the first event.
         let bytes = std::mem::take(&mut self.begun.bytes);
         let used = self.publish_all(id, &bytes).await?;
         self.begun.push(&bytes[used..])?;
         let mut turns = 0;
-        while let Some(data) = self.reader.recv().await? {
+        while let Some(data) = self.next(!self.begun.bytes.is_empty()).await? {
             if self.begun.bytes.is_empty() {
                 let used = self.publish_all(id, &data).await?;
                 self.begun.push(&data[used..])?;

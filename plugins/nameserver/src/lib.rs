@@ -15,6 +15,7 @@ mod tests;
 mod zone;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::future::poll_fn;
 use std::io::{self, Write};
@@ -30,7 +31,7 @@ use pilot_plugin::{Error, Host, Level, Manifest, Peer, Plugin, Stream};
 
 use config::Config;
 use hostnames::Hostnames;
-use protocol::{Call, Note, Server, Step};
+use protocol::{Answer, Busy, Call, Note, Server, Step};
 use zone::{Owner, Refusal, Rules, Value, Who, Zone};
 
 /// Keys of the store begin with this; the owner follows.
@@ -38,6 +39,13 @@ const KEY: &str = "owner/";
 /// The registry is asked for so many hostnames at a time; beyond that a name
 /// without a record is not found, which is not remembered.
 const QUESTIONS: usize = 64;
+/// So many of them for one node; beyond that as above.
+const QUESTIONS_PER_NODE: usize = QUESTIONS / 4;
+/// Writes of the store that one node may cause in a second, each of which is
+/// waited for; beyond that its streams wait.
+const WRITES: u32 = 32;
+/// How long such a stream waits before it looks again.
+const WRITES_AGAIN: Duration = Duration::from_millis(200);
 /// Owners without names that the store forgets in one go; the rest waits.
 const FORGET: usize = 32;
 /// Refusals of one stream that become events; the rest is counted.
@@ -63,6 +71,10 @@ struct State {
     loaded: Cell<bool>,
     draining: Cell<bool>,
     questions: Cell<usize>,
+    /// Of them, those for each node.
+    asking: RefCell<HashMap<NodeId, usize>>,
+    /// Writes that nodes have caused in this second.
+    writes: RefCell<(u64, HashMap<NodeId, u32>)>,
     /// Owners that the store may forget.
     gone: RefCell<Vec<Owner>>,
 }
@@ -104,6 +116,8 @@ impl Plugin for Nameserver {
             loaded: Cell::new(false),
             draining: Cell::new(false),
             questions: Cell::new(0),
+            asking: RefCell::default(),
+            writes: RefCell::default(),
             gone: RefCell::default(),
         });
         host.spawn(keep_own_name(Rc::clone(&state)));
@@ -191,12 +205,15 @@ impl Session {
     ) -> Result<(usize, bool, Vec<u8>), Error> {
         let (mut at, mut out, mut said) = (0, Vec::new(), None);
         loop {
+            while state.writes_of(self.peer.node()) >= WRITES {
+                state.host.sleep(WRITES_AGAIN).await;
+            }
             match self.step(state, input, single, &mut at, &mut out, said.as_ref()) {
                 Step::Done => return Ok((at, state.draining.get(), out)),
                 Step::TooLong => return Ok((at, true, out)),
                 Step::Ask(name) => {
-                    let address = state.ask(&name).await;
-                    said = Some((name, address));
+                    let answer = state.ask(&name, self.peer.node()).await;
+                    said = Some((name, answer));
                 }
                 Step::Full => {
                     if let Some(stream) = &mut stream {
@@ -215,7 +232,7 @@ impl Session {
         single: bool,
         at: &mut usize,
         out: &mut Vec<u8>,
-        said: Option<&(String, Option<Address>)>,
+        said: Option<&(String, Answer)>,
     ) -> Step {
         let mut server = state.server.borrow_mut();
         let begin = (*at, out.len());
@@ -229,7 +246,11 @@ impl Session {
             }
         };
         let mut step = run(&mut server, call, at, out);
-        if let Err(why) = state.store(&server.zone) {
+        let stored = state.store(&mut server.zone);
+        if matches!(stored, Ok(true)) {
+            state.note_write(self.peer.node());
+        }
+        if let Err(why) = stored {
             state.host.log(Level::Error, format!("registrations are refused: {why}"));
             server.zone.roll_back();
             server.notes.clear();
@@ -293,27 +314,46 @@ impl State {
         Ok(())
     }
 
-    /// Writes what has changed.
-    fn store(&self, zone: &Zone) -> Result<(), Error> {
-        let store = self.host.store();
-        for owner in zone.unsettled() {
+    /// Writes what has changed; says whether anything has.
+    fn store(&self, zone: &mut Zone) -> Result<bool, Error> {
+        let (store, unsettled) = (self.host.store(), zone.unsettled());
+        if unsettled.is_empty() {
+            return Ok(false);
+        }
+        for owner in unsettled {
             let key = format!("{KEY}{owner}");
             match zone.stored(&owner) {
                 Some(names) => store.put(&key, &names)?,
                 None => store.delete(&key)?,
             }
         }
-        Ok(())
+        zone.wrote();
+        Ok(true)
+    }
+
+    fn writes_of(&self, node: NodeId) -> u32 {
+        let (second, writes) = &*self.writes.borrow();
+        if *second == unix_now() { writes.get(&node).copied().unwrap_or_default() } else { 0 }
+    }
+
+    fn note_write(&self, node: NodeId) {
+        let (second, writes) = &mut *self.writes.borrow_mut();
+        let now = unix_now();
+        if std::mem::replace(second, now) != now {
+            writes.clear();
+        }
+        *writes.entry(node).or_default() += 1;
     }
 
     /// Asks the registry for a hostname. Anything but an answer counts as "no
     /// such name" for a moment.
-    async fn ask(&self, name: &str) -> Option<Address> {
-        if self.questions.get() >= QUESTIONS {
+    async fn ask(&self, name: &str, node: NodeId) -> Answer {
+        let of_node = self.asking.borrow().get(&node).copied().unwrap_or_default();
+        if self.questions.get() >= QUESTIONS || of_node >= QUESTIONS_PER_NODE {
             self.host.count("questions_refused", 1);
-            return None;
+            return Err(Busy);
         }
-        let open = Open::new(&self.questions);
+        let open = Open::new(self, node);
         let answer = self.host.call("registry.resolve_hostname", json!({ "hostname": name })).await;
         drop(open);
         let address = match answer {
@@ -324,7 +364,7 @@ impl State {
             }
         };
         self.server.borrow_mut().hostnames.put(name, address, unix_now());
-        address
+        Ok(address)
     }
 
     fn tell_registered(&self, name: &str, value: Value, from: &str) {
@@ -347,18 +387,27 @@ impl State {
 }
 
 /// Counts a question while it is open, also when nobody waits for it any more.
-struct Open<'a>(&'a Cell<usize>);
+struct Open<'a>(&'a State, NodeId);
 
 impl<'a> Open<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
+    fn new(state: &'a State, node: NodeId) -> Self {
+        state.questions.set(state.questions.get() + 1);
+        *state.asking.borrow_mut().entry(node).or_default() += 1;
+        Self(state, node)
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        let Self(state, node) = self;
+        state.questions.set(state.questions.get() - 1);
+        let mut asking = state.asking.borrow_mut();
+        if let Some(count) = asking.get_mut(node) {
+            *count -= 1;
+            if *count == 0 {
+                asking.remove(node);
+            }
+        }
     }
 }
 

@@ -47,8 +47,16 @@ pub(crate) struct Call<'a> {
     /// is not settled then.
     pub(crate) refuse: Option<&'a Refusal>,
     /// What the registry has just said of a hostname.
-    pub(crate) said: Option<&'a (String, Option<pilot_plugin::wire::Address>)>,
+    pub(crate) said: Option<&'a (String, Answer)>,
 }
+
+/// What asking for a hostname gave: whether there is one; `Err` when too much
+/// is being asked already.
+pub(crate) type Answer = Result<Option<pilot_plugin::wire::Address>, Busy>;
+
+/// The registry was not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Busy;
 
 /// Names and what is remembered of the registry's.
 #[derive(Debug)]
@@ -112,14 +120,14 @@ impl Server {
                 return self.query(call, Query::S { network, port }, out);
             }
             Ok(Request::RegisterA { name, address }) => {
-                self.register(call, name, Value::A(address), out);
+                self.register(call, name, Value::A(address), out)?;
             }
             Ok(Request::RegisterN { name, network }) => {
-                self.register(call, name, Value::N(network), out);
+                self.register(call, name, Value::N(network), out)?;
             }
             Ok(Request::RegisterS(s)) => {
                 let value = Value::S { address: s.address, network: s.network, port: s.port };
-                self.register(call, s.name, value, out);
+                self.register(call, s.name, value, out)?;
             }
             Err(why) => put(out, format_args!("ERR {why}")),
         }
@@ -167,17 +175,36 @@ impl Server {
         if let Some(address) = self.zone.address(name, call.now) {
             return Ok(Some(address));
         }
-        if !self.asks || !is_hostname(name) {
-            return Ok(None);
-        }
-        if let Some((_, address)) = call.said.filter(|(asked, _)| asked == name) {
-            return Ok(*address);
-        }
-        self.hostnames.get(name, call.now).ok_or_else(|| name.to_owned())
+        Ok(self.hostname(call, name)?.unwrap_or_default())
     }
 
-    fn register(&mut self, call: Call<'_>, name: String, value: Value, out: &mut Vec<u8>) {
-        let mut done = self.zone.register(call.who, &name, value, call.now);
+    /// What the registry knows of a name, or the hostname to ask for.
+    fn hostname(&self, call: Call<'_>, name: &str) -> Result<Answer, String> {
+        if !self.asks || !is_hostname(name) {
+            return Ok(Ok(None));
+        }
+        if let Some((_, answer)) = call.said.filter(|(asked, _)| asked == name) {
+            return Ok(*answer);
+        }
+        self.hostnames.get(name, call.now).map(Ok).ok_or_else(|| name.to_owned())
+    }
+
+    fn register(
+        &mut self,
+        call: Call<'_>,
+        name: String,
+        value: Value,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        // A hostname of the registry is its node's, also while it has no
+        // record here.
+        let mut done = match self.hostname(call, &name)? {
+            Err(Busy) => Err(Refusal::Busy),
+            Ok(Some(address)) if call.who.node != Some(address.node) => {
+                Err(Refusal::Taken(name.clone()))
+            }
+            Ok(_) => self.zone.register(call.who, &name, value, call.now),
+        };
         // Refused only where it would be taken otherwise.
         if let Some(reason) = call.refuse.filter(|_| done.is_ok()) {
             self.zone.roll_back();
@@ -195,6 +222,7 @@ impl Server {
                 self.notes.push(Note::Refused { name, reason });
             }
         }
+        Ok(())
     }
 }
 

@@ -302,14 +302,16 @@ fn the_registry_is_asked_for_what_has_no_record() {
     assert_eq!((step, at), (Step::Ask("web".to_owned()), 12));
     let said = ("web".to_owned(), "0:0000.0000.0007".parse().ok());
     server.hostnames.put("web", said.1, NOW);
+    let said = (said.0, Ok(said.1));
     let again = Call { said: Some(&said), ..call(&one, NOW) };
     assert_eq!(server.lines(again, input, &mut at, &mut out), Step::Done);
     let answer = "A web 0:0000.0000.0007\n";
     let expected = format!("ERR name \"a.b\" not found\n{answer}{answer}");
     assert_eq!(String::from_utf8(out).unwrap(), expected);
     // A record beats it.
-    assert_eq!(ask(&mut server, &one, NOW, "REGISTER A web 0:0000.0000.0001"), "OK");
-    assert_eq!(ask(&mut server, &one, NOW, "QUERY A web"), "A web 0:0000.0000.0001");
+    let seven = node(7, None);
+    assert_eq!(ask(&mut server, &seven, NOW, "REGISTER A web 1:0001.0000.0007"), "OK");
+    assert_eq!(ask(&mut server, &one, NOW, "QUERY A web"), "A web 1:0001.0000.0007");
     // That there is none is remembered too.
     server.hostnames.put("none", None, NOW);
     assert_eq!(ask(&mut server, &one, NOW, "QUERY A none"), "ERR name \"none\" not found");
@@ -402,4 +404,64 @@ proptest! {
         zone.sweep(now + 2000);
         prop_assert_eq!(zone.size(), 0);
     }
+}
+
+#[test]
+fn a_hostname_of_the_registry_is_its_nodes() {
+    let mut server = Server { asks: true, ..server(RULES) };
+    let (one, two) = (node(1, None), node(2, None));
+    let request = b"REGISTER A web 0:0000.0000.0001";
+    let mut out = Vec::new();
+    let step = server.single(call(&one, NOW), request, &mut out);
+    assert_eq!(step, Step::Ask("web".to_owned()));
+    let said = ("web".to_owned(), Err(crate::protocol::Busy));
+    let busy = Call { said: Some(&said), ..call(&one, NOW) };
+    assert_eq!(server.single(busy, request, &mut out), Step::Done);
+    assert!(out.starts_with(b"ERR the registry"));
+    server.hostnames.put("web", Some(Address::backbone(NodeId(2))), NOW);
+    let taken = "ERR name \"web\" belongs to another node";
+    assert_eq!(ask(&mut server, &one, NOW, "REGISTER A web 0:0000.0000.0001"), taken);
+    assert_eq!(ask(&mut server, &one, NOW, "REGISTER N web 7"), taken);
+    assert_eq!(ask(&mut server, &two, NOW, "REGISTER A web 0:0000.0000.0002"), "OK");
+}
+
+#[test]
+fn nobody_keeps_this_nodes_name_from_it() {
+    let (one, own) = (node(1, None), Who { owner: Owner::Local, node: Some(NodeId(9)) });
+    let (theirs, ours) = (Address::backbone(NodeId(1)), Address::backbone(NodeId(9)));
+    let mut zone = Zone::new(RULES);
+    zone.register(&one, "me", Value::A(theirs), NOW).unwrap();
+    let stored = zone.stored(&one.owner).unwrap();
+    assert_eq!(zone.register(&own, "me", Value::A(ours), NOW), Ok(true));
+    assert_eq!(zone.address("me", NOW), Some(ours));
+    zone.load(&one.owner, &stored, NOW).unwrap();
+    assert_eq!(zone.address("me", NOW), Some(ours));
+}
+
+#[test]
+fn a_mere_renewal_is_stored_once_in_a_while() {
+    let (one, at) = (node(1, None), Address::backbone(NodeId(1)));
+    let mut zone = Zone::new(RULES);
+    let mut stores = |now| {
+        zone.register(&one, "web", Value::A(at), now).unwrap();
+        let stores = !zone.unsettled().is_empty();
+        zone.wrote();
+        zone.settle();
+        stores
+    };
+    assert!(stores(NOW));
+    assert!(!stores(NOW + 74));
+    assert!(stores(NOW + 75));
+    assert!(!stores(NOW + 149));
+}
+
+#[test]
+fn what_may_be_half_written_is_written_again() {
+    let (one, two) = (node(1, None), node(2, None));
+    let mut zone = Zone::new(RULES);
+    zone.register(&one, "a", Value::A(Address::backbone(NodeId(1))), NOW).unwrap();
+    zone.roll_back();
+    assert!(zone.unsettled().is_empty());
+    zone.register(&two, "b", Value::A(Address::backbone(NodeId(2))), NOW).unwrap();
+    assert_eq!(zone.unsettled(), [two.owner.clone(), one.owner.clone()]);
 }

@@ -67,6 +67,10 @@ impl Who {
 
     pub(crate) const LOCAL: Self = Self { owner: Owner::Local, node: None };
 
+    const fn is_this_node(&self) -> bool {
+        matches!(self.owner, Owner::Local) && self.node.is_some()
+    }
+
     /// A name that was registered while the node's key was not known goes over
     /// to the key.
     fn may_use(&self, owner: &Owner) -> bool {
@@ -109,6 +113,8 @@ pub(crate) enum Refusal {
     PerNode(usize),
     #[error("the record could not be stored, try again later")]
     NotStored,
+    #[error("the registry could not be asked who the name belongs to, try again later")]
+    Busy,
     #[error("this server is being replaced, connect again")]
     Replaced,
 }
@@ -188,6 +194,10 @@ pub(crate) struct Zone {
     undo: Vec<(Rc<str>, Option<Entry>)>,
     /// Whose stored names are out of date.
     dirty: BTreeSet<Owner>,
+    /// Whose stored names may be those of a change that did not happen.
+    torn: BTreeSet<Owner>,
+    /// When a name was last to be stored.
+    stored_at: HashMap<Rc<str>, u64>,
     /// Grows with every change.
     version: u64,
 }
@@ -202,6 +212,8 @@ impl Zone {
             size: 0,
             undo: Vec::new(),
             dirty: BTreeSet::new(),
+            torn: BTreeSet::new(),
+            stored_at: HashMap::new(),
             version: 0,
         }
     }
@@ -257,6 +269,8 @@ impl Zone {
         }
         // A name that nobody holds any more begins anew.
         let old = self.names.get(name).filter(|entry| now < entry.held_until);
+        // This node's own hostname is its own, whoever was quicker.
+        let old = old.filter(|entry| !who.is_this_node() || who.may_use(&entry.owner));
         if old.is_some_and(|entry| !who.may_use(&entry.owner)) {
             return Err(Refusal::Taken(name.to_owned()));
         }
@@ -292,7 +306,20 @@ impl Zone {
             }
         };
         self.check_room(who, name, &entry)?;
-        self.put(name, Some(entry));
+        // Who only renews has it written once in a while: each write of the
+        // store is waited for.
+        let mere = old.is_some_and(|old| {
+            old.owner == entry.owner
+                && self.stored_at.get(name).is_some_and(|at| now < at + self.rules.ttl / 4)
+        });
+        if news || !mere {
+            self.put(name, Some(entry), now);
+        } else {
+            let name =
+                self.names.get_key_value(name).map_or_else(|| name.into(), |(n, _)| Rc::clone(n));
+            let old = self.replace(&name, Some(entry));
+            self.undo.push((name, old));
+        }
         Ok(news)
     }
 
@@ -302,12 +329,20 @@ impl Zone {
         self.dirty.clear();
     }
 
+    /// All of [`Zone::unsettled`] was written.
+    pub(crate) fn wrote(&mut self) {
+        self.torn.clear();
+    }
+
     /// Nothing of what was registered since [`Zone::settle`] happened.
     pub(crate) fn roll_back(&mut self) {
         while let Some((name, entry)) = self.undo.pop() {
             self.replace(&name, entry);
+            // What the store has of it is not certain.
+            self.stored_at.remove(&name);
         }
-        self.dirty.clear();
+        // Some may have been written before one failed.
+        self.torn.append(&mut self.dirty);
     }
 
     /// Whose names have to be stored before [`Zone::settle`]; the operator's
@@ -315,7 +350,10 @@ impl Zone {
     /// never in neither place.
     pub(crate) fn unsettled(&self) -> Vec<Owner> {
         let (mut with, mut without) = (Vec::new(), Vec::new());
-        for owner in self.dirty.iter().filter(|owner| **owner != Owner::Local) {
+        if self.dirty.is_empty() {
+            return with;
+        }
+        for owner in self.dirty.union(&self.torn).filter(|owner| **owner != Owner::Local) {
             let list = if self.by_owner.contains_key(owner) { &mut with } else { &mut without };
             list.push(owner.clone());
         }
@@ -340,7 +378,11 @@ impl Zone {
     /// When the text is not what [`Zone::stored`] gives.
     pub(crate) fn load(&mut self, owner: &Owner, text: &[u8], now: u64) -> json::Result<()> {
         for Stored { name, held_until, a, n, s } in json::from_slice::<Vec<Stored>>(text)? {
-            let better = self.names.get(&*name).is_none_or(|entry| entry.owner < *owner);
+            // This node's own name may be there already.
+            let better = self
+                .names
+                .get(&*name)
+                .is_none_or(|entry| entry.owner != Owner::Local && entry.owner < *owner);
             if now < held_until && better {
                 self.replace(
                     &name.into(),
@@ -465,12 +507,13 @@ impl Zone {
     }
 
     /// Changes a name so that it can be undone.
-    fn put(&mut self, name: &str, entry: Option<Entry>) {
+    fn put(&mut self, name: &str, entry: Option<Entry>, now: u64) {
         let name =
             self.names.get_key_value(name).map_or_else(|| name.into(), |(n, _)| Rc::clone(n));
         self.dirty.extend(entry.as_ref().map(|entry| entry.owner.clone()));
         let old = self.replace(&name, entry);
         self.dirty.extend(old.as_ref().map(|entry| entry.owner.clone()));
+        self.stored_at.insert(Rc::clone(&name), now);
         self.undo.push((name, old));
     }
 
@@ -478,6 +521,9 @@ impl Zone {
     fn replace(&mut self, name: &Rc<str>, entry: Option<Entry>) -> Option<Entry> {
         self.version += 1;
         let old = self.names.remove(name);
+        if entry.is_none() {
+            self.stored_at.remove(name);
+        }
         if let Some(old) = &old {
             self.size -= old.size();
             if let Some(names) = self.by_owner.get_mut(&old.owner) {

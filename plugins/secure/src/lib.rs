@@ -28,6 +28,7 @@ mod channel;
 mod target;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -36,12 +37,18 @@ use pilot_plugin::serde::Deserialize;
 use pilot_plugin::wire::NodeId;
 use pilot_plugin::wire::service::secure::{HANDSHAKE_SECS, KEY_LEN, MAX_FRAME, PORT};
 use pilot_plugin::{
-    Error, Host, JsonSchema, Level, Manifest, Peer, Plugin, Reader, Stream, Writer,
+    Buffer, Error, Host, JsonSchema, Level, Manifest, Peer, Plugin, Reader, Stream, Writer,
 };
 use rand::TryRng as _;
 
 use channel::{Accepted, Ends, Opener, Rules, Sealer};
 use target::{Local, Target};
+
+/// One node may have this part of `max-streams`; more of it are reset.
+const SHARE: usize = 4;
+/// A frame that has begun and of which nothing comes for so long ends its
+/// channel.
+const STALL: Duration = Duration::from_secs(60);
 
 /// The configuration of the secure channel.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -89,6 +96,8 @@ struct Secure {
     rules: Rules,
     max_streams: usize,
     streams: Rc<Cell<usize>>,
+    /// Channels by node.
+    nodes: Rc<RefCell<HashMap<NodeId, usize>>>,
     /// This node, once the host has said so.
     node: RefCell<Option<NodeId>>,
 }
@@ -112,26 +121,33 @@ impl Plugin for Secure {
         let target = Target::parse(&config.forward.to).map_err(Error::new)?;
         let max_streams = config.max_streams;
         let (streams, node) = (Rc::default(), RefCell::default());
-        Ok(Self { host, target, rules, max_streams, streams, node })
+        let nodes = Rc::default();
+        Ok(Self { host, target, rules, max_streams, streams, nodes, node })
     }
 
     async fn serve(&self, mut stream: Stream, peer: Peer) -> Result<(), Error> {
         if self.streams.get() >= self.max_streams {
             return Err(Error::new(format!("{} channels are open already", self.max_streams)));
         }
+        let (node, most) = (peer.node(), (self.max_streams / SHARE).max(1));
+        if self.nodes.borrow().get(&node).is_some_and(|n| *n >= most) {
+            let text = format!("{most} channels of node {node} are open already");
+            return Err(Error::new(text));
+        }
         self.streams.set(self.streams.get() + 1);
-        let _counted = Counted(Rc::clone(&self.streams));
+        *self.nodes.borrow_mut().entry(node).or_default() += 1;
+        let _counted = Counted(Rc::clone(&self.streams), Rc::clone(&self.nodes), node);
         let limit = Duration::from_secs(HANDSHAKE_SECS);
         let handshake = self.host.timeout(limit, self.handshake(&mut stream, &peer)).await;
         let (opener, sealer) = handshake
             .ok_or_else(|| Error::new(format!("no key within the {HANDSHAKE_SECS} s for it")))??;
         let (reader, writer) = stream.into_split();
         match self.target.clone() {
-            Target::Echo => echo(opener, sealer, reader, writer).await,
+            Target::Echo => echo(&self.host, opener, sealer, reader, writer).await,
             target => {
                 let connected = self.host.blocking(move || Local::connect(&target)).await?;
                 let local = connected.map_err(Error::new)?;
-                forward(local, opener, sealer, reader, writer).await
+                forward(&self.host, local, opener, sealer, reader, writer).await
             }
         }
     }
@@ -171,21 +187,29 @@ impl Secure {
 }
 
 /// One channel less when it is dropped.
-struct Counted(Rc<Cell<usize>>);
+struct Counted(Rc<Cell<usize>>, Rc<RefCell<HashMap<NodeId, usize>>>, NodeId);
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+        let mut nodes = self.1.borrow_mut();
+        if let Some(count) = nodes.get_mut(&self.2) {
+            *count -= 1;
+            if *count == 0 {
+                nodes.remove(&self.2);
+            }
+        }
     }
 }
 
 async fn echo(
+    host: &Host,
     mut opener: Opener,
     mut sealer: Sealer,
     mut reader: Reader,
     mut writer: Writer,
 ) -> Result<(), Error> {
-    while let Some(data) = reader.recv().await? {
+    while let Some(data) = next(host, &opener, &mut reader).await? {
         opener.push(&data);
         while let Some(plaintext) = opener.open()? {
             writer.send(sealer.seal(&plaintext)?).await?;
@@ -195,6 +219,7 @@ async fn echo(
 }
 
 async fn forward(
+    host: &Host,
     local: Local,
     mut opener: Opener,
     mut sealer: Sealer,
@@ -203,7 +228,7 @@ async fn forward(
 ) -> Result<(), Error> {
     let Local { mut source, mut sink, shut: _shut } = local;
     let up = async {
-        while let Some(data) = reader.recv().await? {
+        while let Some(data) = next(host, &opener, &mut reader).await? {
             opener.push(&data);
             while let Some(plaintext) = opener.open()? {
                 sink.send(plaintext).await?;
@@ -220,6 +245,17 @@ async fn forward(
         Ok(())
     };
     bridge::both::<Error>(up, down).await
+}
+
+/// The next bytes of the stream; with a limit within a frame.
+async fn next(host: &Host, opener: &Opener, reader: &mut Reader) -> Result<Option<Buffer>, Error> {
+    if !opener.is_inside_frame() {
+        return Ok(reader.recv().await?);
+    }
+    match host.timeout(STALL, reader.recv()).await {
+        Some(data) => Ok(data?),
+        None => Err(Error::new("a frame did not come to its end in time")),
+    }
 }
 
 fn whole(opener: &Opener) -> Result<(), Error> {

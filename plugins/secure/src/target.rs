@@ -4,12 +4,18 @@ use std::io;
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 
 use crate::bridge::{Sink, Source};
 
 /// How long a local server may take to accept.
 const CONNECT: Duration = Duration::from_secs(5);
+/// A local server whose queue is full is tried again after this long.
+const CONNECT_AGAIN: Duration = Duration::from_millis(20);
 
 /// What is behind the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,11 +95,34 @@ fn tcp(to: &str) -> io::Result<Local> {
 }
 
 fn unix(path: &std::path::Path) -> io::Result<Local> {
-    let stream = UnixStream::connect(path)?;
+    let stream = connect_unix(path)?;
     let source = Source::new(stream.try_clone()?)?;
     let shut = Shut::Unix(stream.try_clone()?);
     let close = |stream: UnixStream| drop(stream.shutdown(Shutdown::Write));
     Ok(Local { source, sink: Sink::new(stream, close)?, shut })
+}
+
+/// Connects within [`CONNECT`]: a server that accepts nothing lets whoever
+/// connects wait for ever.
+fn connect_unix(path: &std::path::Path) -> io::Result<UnixStream> {
+    let until = Instant::now() + CONNECT;
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(true)?;
+    loop {
+        match connect(&stream, &address) {
+            Ok(()) => break,
+            Err(Errno::INTR) => {}
+            // Those it has not accepted yet fill its queue.
+            Err(Errno::AGAIN) if Instant::now() < until => thread::sleep(CONNECT_AGAIN),
+            Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(why) => return Err(why.into()),
+        }
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 /// Closes the connection under the threads that wait on it.
@@ -140,6 +169,17 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = Target::Tcp(listener.local_addr().unwrap().to_string());
         let local = Local::connect(&to).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        drop(local);
+        assert_eq!(server.read(&mut [0; 8]).unwrap_or(0), 0);
+    }
+
+    #[test]
+    fn a_local_socket_is_connected_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let local = Local::connect(&Target::Unix(path)).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         drop(local);
         assert_eq!(server.read(&mut [0; 8]).unwrap_or(0), 0);

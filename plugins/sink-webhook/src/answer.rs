@@ -13,6 +13,9 @@ pub(crate) const MAX_PAUSE: Duration = Duration::from_secs(3600);
 /// Characters of an answer's body that the operator is shown.
 pub(crate) const SHOWN: usize = 200;
 
+/// Longest first segment of a path that the operator is shown, in bytes.
+const SHOWN_SEGMENT: usize = 8;
+
 /// What to do with the events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
@@ -97,18 +100,35 @@ fn excerpt(text: &str) -> String {
     line.chars().take(SHOWN).collect()
 }
 
-/// A location without user, password and query, which may be secret.
+/// A location without user, password, query and the end of its path, which may
+/// be secret.
 fn bare(location: &str) -> String {
     let shown = location.split(['?', '#']).next().unwrap_or_default();
     let shown = match shown.parse::<Uri>() {
         Ok(uri) => match (uri.scheme_str(), uri.authority()) {
             (Some(scheme), Some(authority)) => {
                 let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-                format!("{scheme}://{host}{}", uri.path())
+                format!("{scheme}://{host}{}", shown_path(uri.path()))
             }
-            _ => uri.path().to_owned(),
+            _ => shown_path(uri.path()),
         },
         Err(_) => "something that is not a URL".to_owned(),
     };
     shown.chars().take(SHOWN).collect()
+}
+
+/// The first segment of a path if it is short: many receivers have a secret
+/// behind it.
+fn shown_path(path: &str) -> String {
+    let (first, rest) = match path.trim_start_matches('/').split_once('/') {
+        Some((first, rest)) => (first, Some(rest)),
+        None => (path.trim_start_matches('/'), None),
+    };
+    if first.len() > SHOWN_SEGMENT {
+        return "/***".to_owned();
+    }
+    match rest {
+        Some(rest) if !rest.is_empty() => format!("/{first}/***"),
+        _ => format!("/{first}"),
+    }
 }

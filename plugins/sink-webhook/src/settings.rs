@@ -32,6 +32,9 @@ const OWN: [HeaderName; 7] =
 /// Headers whose names have one of these are taken for secrets.
 const SECRET_NAMES: [&str; 5] = ["auth", "token", "key", "secret", "cookie"];
 
+/// A segment of a URL's path with more bytes is taken for a secret.
+const LONG_SEGMENT: usize = 8;
+
 /// Checked settings of a sink with a URL.
 pub(crate) struct Settings {
     pub(crate) target: Target,
@@ -68,6 +71,10 @@ impl Settings {
             redact.add(&url);
             redact.add(target.path.as_str());
         }
+        // Also where the URL is in the configuration itself.
+        for secret in secret_parts(&target) {
+            redact.add(secret);
+        }
         let headers = headers(config, environment, &mut redact)?;
 
         let mut signer = Signer::default();
@@ -98,6 +105,19 @@ impl Settings {
             redact,
         }))
     }
+}
+
+/// What of a URL may be secret wherever it is written: its path behind the
+/// first segment, that too when it is long, and the query.
+fn secret_parts(target: &Target) -> Vec<&str> {
+    let (path, query) = (target.path.path(), target.path.query());
+    let behind = path.trim_start_matches('/');
+    let (first, rest) = behind.split_once('/').unwrap_or((behind, ""));
+    let mut parts = vec![rest];
+    parts.extend(query);
+    // A receiver may repeat one of them alone.
+    parts.extend(std::iter::once(first).chain(rest.split('/')).filter(|p| p.len() > LONG_SEGMENT));
+    parts
 }
 
 fn headers(

@@ -101,12 +101,12 @@ fn an_answer_is_described_without_secrets() {
     redact.add("t0ken-and-more");
     let headers = HeaderMap::from_iter([(
         LOCATION,
-        HeaderValue::from_static("https://user:pass@b.example/x?sig=1#y"),
+        HeaderValue::from_static("https://user:pass@b.example/x/s3cret?sig=1#y"),
     )]);
     let text = describe("a.example:443", StatusCode::FOUND, &headers, b"", &redact);
     assert_eq!(
         text,
-        "a.example:443 answered 302 Found to https://b.example/x, and redirects are not \
+        "a.example:443 answered 302 Found to https://b.example/x/***, and redirects are not \
          followed: correct `url`"
     );
 
@@ -216,6 +216,10 @@ fn configurations() {
     assert_eq!(settings.headers["authorization"], "Bearer t0ken");
     assert!(settings.headers["authorization"].is_sensitive());
     assert_eq!(settings.redact.clean("no t0ken"), "no ***");
+
+    let slack = resolve(json!({ "url": "http://h/services/T0/B0/s3cr3ts3cr3t?k=abcdef" })).unwrap();
+    let echoed = "POST /services/T0/B0/s3cr3ts3cr3t?k=abcdef: s3cr3ts3cr3t is unknown";
+    assert_eq!(slack.redact.clean(echoed), "POST /services/***?***: *** is unknown");
 
     for (written, time) in [
         (json!("250ms"), Duration::from_millis(250)),

@@ -26,6 +26,7 @@ mod journal;
 mod program;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,7 @@ use std::time::SystemTime;
 
 use pilot_plugin::json::json;
 use pilot_plugin::serde::Deserialize;
+use pilot_plugin::wire::NodeId;
 use pilot_plugin::{Error, Host, JsonSchema, Manifest, Peer, Plugin, Stream};
 
 use journal::{Journal, Lines};
@@ -40,6 +42,9 @@ use program::Program;
 
 /// Name of the file in the data folder.
 const FILE: &str = "stdio.log";
+
+/// One node may have this part of `max-streams`; more of it are reset.
+const SHARE: usize = 4;
 
 /// What is at the other end of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -85,6 +90,8 @@ struct Stdio {
     config: Config,
     journal: RefCell<Option<Arc<Mutex<Journal>>>>,
     streams: Rc<Cell<usize>>,
+    /// Streams by node.
+    nodes: Rc<RefCell<HashMap<NodeId, usize>>>,
 }
 
 impl Plugin for Stdio {
@@ -107,7 +114,13 @@ impl Plugin for Stdio {
             }
             _ => {}
         }
-        Ok(Self { host, config, journal: RefCell::default(), streams: Rc::default() })
+        Ok(Self {
+            host,
+            config,
+            journal: RefCell::default(),
+            streams: Rc::default(),
+            nodes: Rc::default(),
+        })
     }
 
     async fn serve(&self, stream: Stream, peer: Peer) -> Result<(), Error> {
@@ -115,8 +128,14 @@ impl Plugin for Stdio {
             let most = self.config.max_streams;
             return Err(Error::new(format!("{most} streams are open already")));
         }
+        let (node, most) = (peer.node(), (self.config.max_streams / SHARE).max(1));
+        if self.nodes.borrow().get(&node).is_some_and(|n| *n >= most) {
+            let text = format!("{most} streams of node {node} are open already");
+            return Err(Error::new(text));
+        }
         self.streams.set(self.streams.get() + 1);
-        let _counted = Counted(Rc::clone(&self.streams));
+        *self.nodes.borrow_mut().entry(node).or_default() += 1;
+        let _counted = Counted(Rc::clone(&self.streams), Rc::clone(&self.nodes), node);
         match self.config.mode {
             Mode::Log => self.keep(stream, Some(Lines::new(peer.address))).await,
             Mode::File => self.keep(stream, None).await,
@@ -178,6 +197,8 @@ impl Stdio {
             while let Some(data) = reader.recv().await? {
                 // A program that reads no more may still write.
                 if sink.send(data.to_vec()).await.is_err() {
+                    // That the stream breaks is still to be noticed.
+                    while reader.recv().await?.is_some() {}
                     return Ok(());
                 }
             }
@@ -202,11 +223,18 @@ async fn echo(mut stream: Stream) -> Result<(), Error> {
 }
 
 /// One stream less when it is dropped.
-struct Counted(Rc<Cell<usize>>);
+struct Counted(Rc<Cell<usize>>, Rc<RefCell<HashMap<NodeId, usize>>>, NodeId);
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+        let mut nodes = self.1.borrow_mut();
+        if let Some(count) = nodes.get_mut(&self.2) {
+            *count -= 1;
+            if *count == 0 {
+                nodes.remove(&self.2);
+            }
+        }
     }
 }
 

@@ -19,8 +19,8 @@ pub(crate) struct Config {
     /// Tasks of one submitter that wait; more are refused.
     #[schemars(range(min = 1, max = 10_000))]
     pub(crate) max_per_node: usize,
-    /// Files of received tasks, old ones included; more are refused until some
-    /// are taken away.
+    /// Files of received tasks, old ones included; for more the oldest settled
+    /// ones go, and without such they are refused.
     #[schemars(range(min = 1))]
     pub(crate) max_received: usize,
     /// Longest description of a task, in bytes.

@@ -23,6 +23,9 @@ use crate::desk::{self, Done, EXPIRED_TEXT, Head, Refusal};
 /// Longest task file that is read, in bytes: a description and a little more.
 const MAX_TASK_FILE: u64 = 2 * MAX_PAYLOAD as u64;
 
+/// Settled tasks that make room in one go when the folder is full.
+const PRUNE: usize = 64;
+
 /// Which task files.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Side {
@@ -66,7 +69,11 @@ impl Folder {
     /// A text for the submitter.
     pub(crate) fn receive(&self, file: &TaskFile, max: usize) -> Result<(), String> {
         let _lock = self.lock();
-        let kept = fs::read_dir(self.root.join("received")).map_or(0, Iterator::count);
+        let received = self.root.join("received");
+        let mut kept = fs::read_dir(&received).map_or(0, Iterator::count);
+        if kept >= max {
+            kept -= self.prune(&received);
+        }
         if kept >= max {
             return Err(format!("Too many tasks kept: at most {max}"));
         }
@@ -78,6 +85,32 @@ impl Folder {
             }
             Err(why) => Err(format!("The task could not be stored: {}", why.kind())),
         }
+    }
+
+    /// Removes the oldest received tasks that nothing will happen to any more,
+    /// so that who submits much does not fill the folder for good. Gives how
+    /// many.
+    fn prune(&self, received: &Path) -> usize {
+        let Ok(entries) = fs::read_dir(received) else { return 0 };
+        let mut all: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        all.sort();
+        let mut removed = 0;
+        for (_, path) in all {
+            let id = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
+            let Some(id) = id.and_then(|id| id.parse().ok()) else { continue };
+            let read = self.read(Side::Received, &id);
+            let settled = read.is_ok_and(|file| file.is_some_and(|file| file.status.is_final()));
+            if settled && fs::remove_file(&path).is_ok() {
+                removed += 1;
+            }
+            if removed == PRUNE {
+                break;
+            }
+        }
+        removed
     }
 
     /// Takes a status of a task that we submitted; gives the submitter's address

@@ -151,6 +151,15 @@ impl Drop for Begun<'_> {
     }
 }
 
+/// The registry is being told of points until this is dropped.
+struct Telling<'a>(&'a Cell<bool>);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
 impl State {
     /// The frame of a connection.
     async fn read(&self, stream: &mut Stream) -> Result<(Kind, Vec<u8>), Error> {
@@ -397,6 +406,8 @@ impl State {
         if self.telling.replace(true) {
             return;
         }
+        // Also when this is dropped half-way.
+        let _telling = Telling(&self.telling);
         loop {
             let first = self.scores.borrow().first();
             let Some((node, delta)) = first else { break };
@@ -421,7 +432,6 @@ impl State {
                 None => break,
             }
         }
-        self.telling.set(false);
     }
 
     /// Cancels tasks that nobody has answered in time.

@@ -309,3 +309,15 @@ fn points_wait_in_order() {
     }
     assert_eq!(scores.first(), Some((None, 5000 - 4096)));
 }
+
+#[test]
+fn settled_tasks_make_room() {
+    let (dir, folder) = folder();
+    let received = |n| dir.path().join("received").join(format!("{}.json", id(n)));
+    folder.receive(&task(1, Status::New), 2).unwrap();
+    folder.receive(&task(2, Status::New), 2).unwrap();
+    assert!(folder.receive(&task(3, Status::New), 2).is_err());
+    folder.cancel(&id(1)).unwrap();
+    folder.receive(&task(3, Status::New), 2).unwrap();
+    assert!(!received(1).exists() && received(2).exists() && received(3).exists());
+}
