@@ -43,7 +43,7 @@ impl PeerBook {
             key: found.public_key.0,
             hostname: found.hostname.filter(|name| !name.is_empty()),
             tags: found.tags,
-            networks: found.networks.into_iter().map(u16::from).filter(|n| *n != 0).collect(),
+            networks: found.networks.into_iter().filter(|n| *n != 0).collect(),
         };
         let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MAX_KNOWN {

@@ -36,7 +36,7 @@ pub use manager::{
     Sinks, State,
 };
 #[doc(hidden)]
-pub use native::time_events;
+pub use native::{EventTimes, time_events};
 pub use native::{OpenError, open_native};
 pub use pilot_plugin::Peer;
 pub use platform::{CallError, Platform, PortService};

@@ -16,4 +16,4 @@ mod watchdog;
 
 pub use library::{OpenError, open_native};
 pub(crate) use shared::callback_name;
-pub use timing::time_events;
+pub use timing::{EventTimes, time_events};

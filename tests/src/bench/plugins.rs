@@ -21,8 +21,9 @@ use super::rows::{MIB, Plan, RUNS, figure, finish, rate, this_program};
 use crate::harness::{self, Daemon, Network, establish_trust, eventually};
 
 /// The rows of this file.
-pub(super) const ROWS: [&str; 8] = [
+pub(super) const ROWS: [&str; 9] = [
     "plugin.call",
+    "plugin.read",
     "plugin.load",
     "plugin.echo",
     "plugin.echo.vs_native",
@@ -37,7 +38,7 @@ const LUA_PORT: u64 = 2007;
 
 /// Runs those that are wanted.
 pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
-    if plan.wants(&["plugin.call", "plugin.load"]) {
+    if plan.wants(&["plugin.call", "plugin.read", "plugin.load"]) {
         calls(plan, report)?;
     }
     let daemons = ["plugin.echo", "plugin.echo.vs_native", "lua.echo", "nameserver.query"];
@@ -68,7 +69,8 @@ fn calls(plan: &Plan, report: &mut Report) -> Result<()> {
         let rounds = u32::try_from(plan.size(5_000_000))?;
         let time = pilot_host::time_events(&echo, Alone::context("echo"), rounds);
         let time = time.map_err(anyhow::Error::msg)?;
-        report.add("plugin.call", "ns", time.as_nanos() as f64);
+        report.add("plugin.call", "ns", time.call.as_nanos() as f64);
+        report.add("plugin.read", "ns", time.read.as_nanos() as f64);
         // A path of its own each time, as a file that is loaded is not again.
         let copy =
             std::env::temp_dir().join(format!("pilot-bench-{}-{run}.so", std::process::id()));

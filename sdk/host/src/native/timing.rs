@@ -20,14 +20,22 @@ use super::thread::Thread;
 use crate::instance::Context;
 use crate::stream::HostStream;
 
-/// Tells an instance of the library at `path`, `rounds` times, that a stream
-/// may be read; each time it asks the host for data and hears that there is
-/// none. The time of one round: two calls through the ABI, and the poll of a
-/// future.
+/// Times of one event.
+#[derive(Clone, Copy, Debug)]
+pub struct EventTimes {
+    /// A wake-up that concerns nobody: one call into the plugin and back.
+    pub call: Duration,
+    /// A stream that may be read: the call, the poll of a future, and its
+    /// question to the host for data, of which there is none.
+    pub read: Duration,
+}
+
+/// Sends an instance of the library at `path` each kind of event `rounds`
+/// times.
 ///
 /// # Errors
 /// When the library cannot be opened or does not start.
-pub fn time_events(path: &Path, context: Context, rounds: u32) -> Result<Duration, String> {
+pub fn time_events(path: &Path, context: Context, rounds: u32) -> Result<EventTimes, String> {
     let callbacks = load(path).map_err(|e| e.to_string())?;
     let run = move || {
         let shared = Shared::new(context);
@@ -44,12 +52,17 @@ pub fn time_events(path: &Path, context: Context, rounds: u32) -> Result<Duratio
         let (_, user) = thread.local.stream(id).ok_or("it let go of the stream")?;
         let begun = Instant::now();
         for _ in 0..rounds {
+            thread.call(Callback::Wake, |c, h| c.wake(h, u64::MAX));
+        }
+        let call = begun.elapsed() / rounds.max(1);
+        let begun = Instant::now();
+        for _ in 0..rounds {
             thread.call(Callback::StreamReady, |c, h| c.stream_ready(h, id, user, READABLE));
         }
-        let took = begun.elapsed();
+        let read = begun.elapsed() / rounds.max(1);
         thread.end();
         set_current(None);
-        Ok(took / rounds.max(1))
+        Ok(EventTimes { call, read })
     };
     std::thread::spawn(run).join().map_err(|_| "it panicked".to_owned())?
 }
