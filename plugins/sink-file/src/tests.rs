@@ -267,6 +267,9 @@ fn a_full_disk_leaves_whole_lines_and_is_named() {
         .arg(std::env::current_exe().unwrap())
         .arg(NAME)
         .env(PATH, &path)
+        // The limit holds for these as well, when they are files.
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
         .status()
         .unwrap();
     assert!(status.success());

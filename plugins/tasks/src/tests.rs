@@ -313,7 +313,7 @@ fn points_wait_in_order() {
 #[test]
 fn settled_tasks_make_room() {
     let (dir, folder) = folder();
-    let received = |n| dir.path().join("received").join(format!("{}.json", id(n)));
+    let received = |n| dir.path().join("tasks/received").join(format!("{}.json", id(n)));
     folder.receive(&task(1, Status::New), 2).unwrap();
     folder.receive(&task(2, Status::New), 2).unwrap();
     assert!(folder.receive(&task(3, Status::New), 2).is_err());

@@ -188,7 +188,7 @@ fn names_are_registered_found_and_kept() {
         assert_eq!(ask(&names, 8, "QUERY A known"), "A known 0:0000.0000.0009");
         assert_eq!(ask(&names, 8, "QUERY A unknown"), "ERR name \"unknown\" not found");
     }
-    assert_eq!(*net.asked.lock().unwrap(), ["known", "unknown"]);
+    assert_eq!(*net.asked.lock().unwrap(), ["web", "known", "unknown"]);
     let own = || net.events("name.registered").iter().any(|data| data["name"] == "near");
     wait_for("this node's own name", own);
     assert_eq!(ask(&names, 8, "QUERY A near"), "A near 0:0000.0000.0001");

@@ -191,7 +191,7 @@ async fn a_killed_daemon_loses_no_recorded_event() -> Result<()> {
 async fn what_a_full_queue_drops_is_told() -> Result<()> {
     let mut receiver = WebhookReceiver::start().await?;
     receiver.down().await;
-    let mut pair = emitting(Some(&receiver.url()), ", queue-bytes: 100K").await?;
+    let mut pair = emitting(Some(&receiver.url()), ", queue-bytes: 100K, batch-bytes: 50K").await?;
     emit(&pair, 3000).await?;
     let last = recorded(&pair).await?;
     let full = eventually("drops", async || {
