@@ -6,11 +6,15 @@ use object::Endianness;
 use object::elf::{EM_AARCH64, EM_RISCV, EM_X86_64, ET_DYN, FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 
-/// Checks that `file` is a whole shared library for this machine.
+/// Bytes of a file in which its program headers lie; linkers put them first.
+pub(super) const HEAD: u64 = 64 << 10;
+
+/// Checks that a file of `len` bytes that begins with `file` is a whole shared
+/// library for this machine.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn check(file: &[u8]) -> Result<(), String> {
+pub(super) fn check(file: &[u8], len: u64) -> Result<(), String> {
     let header = FileHeader64::<Endianness>::parse(file)
         .map_err(|_| "it is not a shared library (ELF, 64 bits)".to_owned())?;
     let endian = header.endian().map_err(|e| e.to_string())?;
@@ -26,7 +30,6 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
     let segments = header
         .program_headers(endian, file)
         .map_err(|_| "it is cut off: its program headers are missing".to_owned())?;
-    let len = file.len() as u64;
     for segment in segments.iter().filter(|segment| segment.p_type(endian) == PT_LOAD) {
         let end = segment.p_offset(endian).checked_add(segment.p_filesz(endian));
         if end.is_none_or(|end| end > len) {

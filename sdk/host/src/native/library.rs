@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "loads code and reads the table that it gives")]
 
 use std::ffi::c_void;
+use std::io::Read as _;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -131,9 +132,8 @@ pub fn open_native(path: &Path) -> Result<Arc<dyn Backend>, OpenError> {
 fn open(path: &Path) -> Result<Native, OpenError> {
     let owned = || path.to_owned();
     let load = |why: String| OpenError::Load { path: owned(), why };
-    let file = std::fs::read(path).map_err(|e| load(e.to_string()))?;
-    elf::check(&file).map_err(load)?;
-    drop(file);
+    let (head, len) = head(path).map_err(|e| load(e.to_string()))?;
+    elf::check(&head, len).map_err(load)?;
     // SAFETY: running the library's constructors is what was asked for; what
     // they do is the library's.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
@@ -168,6 +168,15 @@ fn open(path: &Path) -> Result<Native, OpenError> {
     let manifest =
         manifest(table.manifest).map_err(|why| OpenError::Manifest { path: owned(), why })?;
     Ok(Native { manifest, callbacks: Callbacks(Arc::new(Table(table))) })
+}
+
+/// The beginning of a file, and its length.
+fn head(path: &Path) -> std::io::Result<(Vec<u8>, u64)> {
+    let file = std::fs::File::open(path)?;
+    let len = file.metadata()?.len();
+    let mut head = Vec::new();
+    file.take(elf::HEAD).read_to_end(&mut head)?;
+    Ok((head, len))
 }
 
 /// The callbacks of a library alone.
