@@ -202,13 +202,16 @@ pub(crate) fn open(path: &Path, kind: FileKind) -> Result<(File, u64), String> {
     let shown = path.display();
     let target = path.canonicalize().map_err(|e| format!("{shown} cannot be opened: {e}"))?;
     let (file, metadata) = open_regular(&target).map_err(|problem| format!("{shown} {problem}"))?;
-    guarded(&metadata, &target)?;
+    // Whoever can write beside this program can replace the program itself, so a
+    // group that may (umask 002) is no stranger there.
+    let others = if beside_program(&target) { 0o002 } else { 0o022 };
+    guarded(&metadata, &target, others)?;
     // Who can write a folder on the way can put another file there.
     let link = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     for folder in [target.parent(), link.or(Some(Path::new(".")))].into_iter().flatten() {
         let metadata = std::fs::metadata(folder)
             .map_err(|error| format!("{} cannot be looked at: {error}", folder.display()))?;
-        guarded(&metadata, folder)?;
+        guarded(&metadata, folder, others)?;
     }
     let most = largest(kind);
     match metadata.len() {
@@ -237,7 +240,13 @@ fn open_regular(path: &Path) -> Result<(File, Metadata), String> {
     if metadata.is_file() { Ok((file, metadata)) } else { Err("is not a file".to_owned()) }
 }
 
-fn guarded(metadata: &Metadata, path: &Path) -> Result<(), String> {
+/// Whether a file lies in the folder of the program that runs.
+fn beside_program(target: &Path) -> bool {
+    let program = std::env::current_exe().and_then(|program| program.canonicalize());
+    program.is_ok_and(|program| program.parent() == target.parent())
+}
+
+fn guarded(metadata: &Metadata, path: &Path, others: u32) -> Result<(), String> {
     let shown = path.display();
     let (owner, us) = (metadata.uid(), rustix::process::geteuid().as_raw());
     if owner != 0 && owner != us {
@@ -246,7 +255,7 @@ fn guarded(metadata: &Metadata, path: &Path) -> Result<(), String> {
              this process: chown it"
         ));
     }
-    if metadata.mode() & 0o022 != 0 {
+    if metadata.mode() & others != 0 {
         return Err(format!(
             "{shown} can be written by others (mode {:o}): chmod go-w it",
             metadata.mode() & 0o7777
