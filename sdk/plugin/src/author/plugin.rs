@@ -42,8 +42,8 @@ pub trait Plugin: Sized + 'static {
     fn serve(&self, stream: Stream, peer: Peer) -> impl Future<Output = Result<(), Error>> {
         let _ = peer;
         async move {
-            stream.reset("this plugin has no port service");
-            Err(Error::new("serve is not implemented"))
+            stream.reset("the manifest names a port service, but there is none");
+            Err(missing("a port service", "serve"))
         }
     }
 
@@ -55,23 +55,31 @@ pub trait Plugin: Sized + 'static {
         data: Vec<u8>,
     ) -> impl Future<Output = Result<(), Error>> {
         let _ = (from, port, data);
-        async { Err(Error::new("datagram is not implemented")) }
+        async { Err(missing("a service that takes datagrams", "datagram")) }
     }
 
     /// Decides whether a node may join a network.
     fn validate(&self, request: JoinRequest) -> impl Future<Output = Result<Verdict, Error>> {
         let _ = request;
-        async { Err(Error::new("validate is not implemented")) }
+        async { Err(missing("a join rule", "validate")) }
     }
 
     /// Delivers events. An error counts as [`Delivery::retry`].
     fn deliver(&self, batch: Batch) -> impl Future<Output = Result<Delivery, Error>> {
         let _ = batch;
-        async { Err(Error::new("deliver is not implemented")) }
+        async { Err(missing("an event sink", "deliver")) }
     }
 
     /// No new streams will come to this generation.
     fn drain(&self) {}
+}
+
+/// What a manifest promises and its plugin lacks.
+fn missing(what: &str, method: &str) -> Error {
+    Error::new(format!(
+        "the manifest names {what}, but the plugin does not implement Plugin::{method}; write it, \
+         or take it out of the manifest"
+    ))
 }
 
 /// No configuration: `config` may be left out or empty.
