@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::service::{Admitted, Service};
+use crate::service::{Admitted, Asker, Service};
 use crate::state::Command;
 use crate::writer::{Outcome, Writer};
 
@@ -35,8 +35,9 @@ pub(crate) async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+    let asker = Asker { source, session: None };
     let mut session =
-        Session { source, service, writer, pending: Vec::new(), out: Vec::new(), served: 0 };
+        Session { asker, service, writer, pending: Vec::new(), out: Vec::new(), served: 0 };
     let mut input = FrameBuffer::new();
     let mut deadline = Instant::now() + idle;
     loop {
@@ -82,7 +83,7 @@ enum Next {
 }
 
 struct Session {
-    source: SocketAddr,
+    asker: Asker,
     service: Arc<Service>,
     writer: Writer,
     /// Admitted but not yet durable, in order of their requests.
@@ -102,7 +103,7 @@ impl Session {
                 Ok(Some(body)) => Fields::parse(body),
                 Ok(None) => break Next::Read,
                 Err(e) => {
-                    tracing::debug!(source = %self.source, "connection closed: {e}");
+                    tracing::debug!(source = %self.asker.source, "connection closed: {e}");
                     break Next::Close;
                 }
             };
@@ -116,7 +117,7 @@ impl Session {
                 }
                 Ok(fields) => self.answer(&fields).await,
                 Err(e) => {
-                    tracing::debug!(source = %self.source, "connection closed: {e}");
+                    tracing::debug!(source = %self.asker.source, "connection closed: {e}");
                     break Next::Close;
                 }
             }
@@ -129,7 +130,7 @@ impl Session {
         if self.must_flush(&fields.kind) {
             self.flush().await;
         }
-        match self.service.admit(fields, self.source, unix_now()) {
+        match self.service.admit(fields, &self.asker, unix_now()) {
             Ok(Admitted::Write(command)) => self.pending.push(command),
             Ok(Admitted::Reply(reply)) => {
                 self.flush().await;
@@ -175,7 +176,7 @@ impl Session {
     }
 
     fn log_refusal(&self, kind: &str, refusal: &crate::state::Refusal) {
-        let (source, code) = (self.source, refusal.code());
+        let (source, code) = (self.asker.source, refusal.code());
         tracing::debug!(%source, kind, code, "request refused: {refusal}");
         if refusal.is_notable() {
             self.service.events().refused(code, source, refusal);

@@ -7,11 +7,13 @@
 //! Beside that, [`plugins`] judge who may join ([`rules`]) and are told what
 //! happens (`events`); none of the above waits for them.
 
+pub mod audit;
 pub mod config;
 mod connection;
 mod events;
 mod limits;
 pub mod plugins;
+pub mod push;
 pub mod rules;
 pub mod server;
 pub mod service;

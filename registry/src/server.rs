@@ -20,7 +20,7 @@ use crate::plugins::{HostError, Plugins};
 use crate::service::Service;
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
-use crate::writer::Writer;
+use crate::writer::{Followers, Writer};
 
 /// Connections get so long to send their last answers.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -96,8 +96,12 @@ impl Registry {
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));
         let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
-        let (writer, thread) =
-            Writer::start(Arc::clone(&state), log, events.clone()).map_err(StartError::Thread)?;
+        let (writer, thread) = Writer::start(
+            Arc::clone(&state),
+            log,
+            Followers { events: events.clone(), ..Followers::default() },
+        )
+        .map_err(StartError::Thread)?;
         let service = Service::new(state, config.register_rate, config.owner_recovery)
             .with_rules(Arc::new(plugins.clone()))
             .with_events(events);
@@ -204,7 +208,7 @@ async fn reap(service: &Service, writer: &Writer, config: &Config) {
         for chunk in silent.chunks(REAP_CHUNK) {
             tracing::info!(nodes = chunk.len(), "silent nodes removed");
             let op = Op::Reap { silent: chunk.to_vec() };
-            writer.submit(vec![Command { at: now, op }]).await;
+            writer.submit(vec![Command::own(now, op)]).await;
         }
     }
 }

@@ -18,12 +18,24 @@ use crate::events::Events;
 use crate::limits::{Beacons, RateLimit};
 use crate::rules::{JoinRules, NoRules};
 use crate::state::{
-    Command, MAX_JUSTIFICATION, MAX_OWNER, NodeRecord, Op, Refusal, Register, Signer, State,
-    check_hostname, check_tags,
+    Command, MAX_JUSTIFICATION, MAX_OWNER, NodeRecord, Op, Origin, Refusal, Register, Signer,
+    State, check_hostname, check_tags,
 };
 
 /// A proof of possession is good for so many seconds before and after its time.
 const PROOF_WINDOW: u64 = 300;
+
+/// Longest text of a client's for the audit log, in bytes.
+const MAX_REQUEST_ID: usize = 64;
+
+/// Who asks, as far as the connection knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    /// Where the connection comes from.
+    pub source: SocketAddr,
+    /// The node that proved its key on this connection.
+    pub session: Option<Signer>,
+}
 
 /// What a request comes to.
 #[derive(Debug)]
@@ -120,29 +132,25 @@ impl Service {
         )
     }
 
-    /// Judges one request from `source` at `now` (Unix seconds).
+    /// Judges one request of `asker` at `now` (Unix seconds).
     ///
     /// # Errors
     /// Says why it is refused.
-    pub fn admit(
-        &self,
-        fields: &Fields<'_>,
-        source: SocketAddr,
-        now: u64,
-    ) -> Result<Admitted, Refusal> {
+    pub fn admit(&self, fields: &Fields<'_>, asker: &Asker, now: u64) -> Result<Admitted, Refusal> {
+        let source = asker.source;
         let node = NodeId(fields.node_id);
         let peer = NodeId(fields.peer_id);
         let op = match fields.kind.as_ref() {
             "lookup" => return Ok(reply(lookup(&self.state().node(node)?.record))),
-            "resolve" => return self.resolve(fields),
+            "resolve" => return self.resolve(fields, asker),
             "resolve_hostname" => return self.resolve_hostname(fields),
             "heartbeat" => {
-                self.signer(node, fields, || challenge::heartbeat(node))?;
+                self.signer(node, asker, fields, || challenge::heartbeat(node))?;
                 self.state().node(node)?.touch(now);
                 return Ok(reply(Heartbeat { time: now }));
             }
             "poll_handshakes" => {
-                let by = self.signer(node, fields, || challenge::poll_handshakes(node))?;
+                let by = self.signer(node, asker, fields, || challenge::poll_handshakes(node))?;
                 if !self.state().has_handshakes(node) {
                     return Ok(reply(Handshakes { requests: vec![], responses: vec![] }));
                 }
@@ -153,52 +161,58 @@ impl Service {
                 if self.state().node(node).is_err() {
                     return Ok(reply(Deregistered {}));
                 }
-                Op::Deregister { by: self.signer(node, fields, || challenge::deregister(node))? }
+                Op::Deregister {
+                    by: self.signer(node, asker, fields, || challenge::deregister(node))?,
+                }
             }
             "set_visibility" => {
-                let by = self.signer(node, fields, || challenge::set_visibility(node))?;
+                let by = self.signer(node, asker, fields, || challenge::set_visibility(node))?;
                 Op::SetVisibility { by, public: fields.public }
             }
             "set_hostname" => {
-                let by = self.signer(node, fields, || challenge::set_hostname(node))?;
+                let by = self.signer(node, asker, fields, || challenge::set_hostname(node))?;
                 if !fields.hostname.is_empty() {
                     check_hostname(&fields.hostname)?;
                 }
                 Op::SetHostname { by, hostname: fields.hostname.clone().into_owned() }
             }
             "set_tags" => {
-                let by = self.signer(node, fields, || challenge::set_tags(node))?;
+                let by = self.signer(node, asker, fields, || challenge::set_tags(node))?;
                 Op::SetTags { by, tags: check_tags(&fields.tags)? }
             }
             "set_task_exec" => {
-                let by = self.signer(node, fields, || challenge::set_task_exec(node))?;
+                let by = self.signer(node, asker, fields, || challenge::set_task_exec(node))?;
                 Op::SetTaskExec { by, enabled: fields.enabled }
             }
             "report_trust" => {
-                let by = self.signer(node, fields, || challenge::report_trust(node, peer))?;
+                let by =
+                    self.signer(node, asker, fields, || challenge::report_trust(node, peer))?;
                 Op::ReportTrust { by, peer }
             }
             "revoke_trust" => {
-                let by = self.signer(node, fields, || challenge::revoke_trust(node, peer))?;
+                let by =
+                    self.signer(node, asker, fields, || challenge::revoke_trust(node, peer))?;
                 Op::RevokeTrust { by, peer }
             }
             "request_handshake" => {
                 let (from, to) = (NodeId(fields.from_node_id), NodeId(fields.to_node_id));
-                let by = self.signer(from, fields, || challenge::request_handshake(from, to))?;
+                let by =
+                    self.signer(from, asker, fields, || challenge::request_handshake(from, to))?;
                 let justification = cut(&fields.justification, MAX_JUSTIFICATION).to_owned();
                 Op::RequestHandshake { by, to, justification }
             }
             "respond_handshake" => {
-                let by = self.signer(node, fields, || challenge::respond_handshake(node, peer))?;
+                let by =
+                    self.signer(node, asker, fields, || challenge::respond_handshake(node, peer))?;
                 Op::RespondHandshake { by, peer, accept: fields.accept }
             }
             "rotate_key" => {
-                let by = self.signer(node, fields, || challenge::rotate_key(node))?;
+                let by = self.signer(node, asker, fields, || challenge::rotate_key(node))?;
                 let new_key =
                     PublicKey::from_base64(&fields.new_public_key).ok_or(Refusal::BadKey)?;
                 Op::RotateKey { by, new_key }
             }
-            "punch" => return self.punch(fields),
+            "punch" => return self.punch(fields, asker),
             "get_polo_score" => {
                 let state = self.state();
                 let record = &state.node(node)?.record;
@@ -232,22 +246,29 @@ impl Service {
             }
             other => return Err(Refusal::UnknownType(cut(other, 64).to_owned())),
         };
-        Ok(Admitted::Write(Command { at: now, op }))
+        let request = cut(&fields.request_id, MAX_REQUEST_ID).to_owned();
+        let origin = Origin { source: Some(source), request };
+        Ok(Admitted::Write(Command { at: now, origin, op }))
     }
 
     fn known(&self, node: NodeId) -> Result<NodeId, Refusal> {
         self.state().node(node).map(|_| node)
     }
 
-    /// Checks the request's signature under the key of `node`.
+    /// Checks the request's signature under the key of `node`, unless the
+    /// connection is a session of that node under that key.
     fn signer(
         &self,
         node: NodeId,
+        asker: &Asker,
         fields: &Fields<'_>,
         challenge: impl FnOnce() -> String,
     ) -> Result<Signer, Refusal> {
         // The lock is not held while verifying; applying compares the key.
         let key = self.state().node(node)?.record.key;
+        if let Some(signer) = asker.session.filter(|s| s.node == node && s.key == key) {
+            return Ok(signer);
+        }
         let bad = Refusal::BadSignature(node);
         let signature = Signature::from_base64(&fields.signature).ok_or(bad.clone())?;
         if !verifies(key, &challenge(), signature) {
@@ -281,9 +302,9 @@ impl Service {
         }))
     }
 
-    fn resolve(&self, fields: &Fields<'_>) -> Result<Admitted, Refusal> {
+    fn resolve(&self, fields: &Fields<'_>, asker: &Asker) -> Result<Admitted, Refusal> {
         let (requester, target) = (NodeId(fields.requester_id), NodeId(fields.node_id));
-        self.signer(requester, fields, || challenge::resolve(requester, target))?;
+        self.signer(requester, asker, fields, || challenge::resolve(requester, target))?;
         let state = self.state();
         let node = state.node(target)?;
         if !state.may_resolve(requester, node) {
@@ -305,7 +326,7 @@ impl Service {
     }
 
     /// Gives both addresses to one of the two, if it may resolve the other.
-    fn punch(&self, fields: &Fields<'_>) -> Result<Admitted, Refusal> {
+    fn punch(&self, fields: &Fields<'_>, asker: &Asker) -> Result<Admitted, Refusal> {
         let requester = NodeId(fields.requester_id);
         let (a, b) = (NodeId(fields.node_a), NodeId(fields.node_b));
         let other = match requester {
@@ -313,7 +334,7 @@ impl Service {
             r if r == b => a,
             _ => return Err(Refusal::Outsider),
         };
-        self.signer(requester, fields, || challenge::punch(a, b))?;
+        self.signer(requester, asker, fields, || challenge::punch(a, b))?;
         let state = self.state();
         if !state.may_resolve(requester, state.node(other)?) {
             return Err(Refusal::Private(other));

@@ -9,22 +9,32 @@
 //! the oldest answer goes.
 
 mod apply;
+mod change;
 mod command;
 mod names;
+mod network;
 mod refusal;
+mod rows;
 mod snapshot;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pilot_wire::registry::network::{Invitee, NetworkRef};
 use pilot_wire::registry::{HandshakeAnswer, HandshakeRequest, PublicKey};
 use pilot_wire::{Address, NodeId};
 use serde::{Deserialize, Serialize};
 
-pub use command::{Command, Op, Register, Signer};
+pub use change::{Change, LeaveReason};
+pub use command::{Actor, Admission, Command, Denial, Imported, Op, Origin, Register, Signer};
 pub use names::{check_hostname, check_tags};
+pub use network::{
+    Invitation, MAX_INVITATIONS, MAX_MEMBER_TAGS, MAX_MEMBERSHIPS, MAX_NETWORKS, MAX_RULE_CONFIG,
+    MAX_RULES, MAX_TOKENS, Member, Network, NetworkRecord, Token,
+};
 pub use refusal::Refusal;
+pub use rows::{Row, Table};
 pub use snapshot::{Snapshot, SnapshotError};
 
 /// Most keys ever registered; a key keeps its node ID for ever.
@@ -134,6 +144,12 @@ pub struct State {
     withdrawn: HashSet<(NodeId, NodeId)>,
     requests: HashMap<NodeId, Vec<HandshakeRequest>>,
     answers: HashMap<NodeId, VecDeque<HandshakeAnswer>>,
+    networks: BTreeMap<u16, Network>,
+    /// The other way round: the networks of each node, beside the backbone.
+    member_of: HashMap<NodeId, Vec<u16>>,
+    invitations: BTreeMap<u64, Invitation>,
+    /// What was changed since it was last asked.
+    changes: Vec<Change>,
 }
 
 impl Default for State {
@@ -150,11 +166,100 @@ impl Default for State {
             withdrawn: HashSet::new(),
             requests: HashMap::new(),
             answers: HashMap::new(),
+            networks: BTreeMap::new(),
+            member_of: HashMap::new(),
+            invitations: BTreeMap::new(),
+            changes: Vec::new(),
         }
     }
 }
 
 impl State {
+    /// What was changed since this was last called, in order.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// A network beside the backbone.
+    ///
+    /// # Errors
+    /// When there is none of that number.
+    pub fn network(&self, id: u16) -> Result<&Network, Refusal> {
+        self.networks.get(&id).ok_or(Refusal::UnknownNetwork(id))
+    }
+
+    /// A network, by number or name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find_network(&self, network: &NetworkRef) -> Result<&Network, Refusal> {
+        match network {
+            NetworkRef::Id(id) => self.network(*id),
+            NetworkRef::Name(name) => {
+                let named = self.networks.values().find(|n| n.record.name == *name);
+                named.ok_or_else(|| Refusal::UnknownNetworkName(name.clone()))
+            }
+        }
+    }
+
+    /// All networks beside the backbone, by number.
+    pub fn networks(&self) -> impl Iterator<Item = &Network> {
+        self.networks.values()
+    }
+
+    /// The networks of a node, beside the backbone.
+    pub fn memberships(&self, node: NodeId) -> impl Iterator<Item = (&Network, &Member)> {
+        let networks = self.member_of.get(&node).map_or(&[][..], Vec::as_slice);
+        networks.iter().filter_map(move |id| {
+            let network = self.networks.get(id)?;
+            Some((network, network.members.get(&node)?))
+        })
+    }
+
+    /// Networks that both are in, beside the backbone.
+    pub fn shared_networks(&self, a: NodeId, b: NodeId) -> Vec<u16> {
+        let of = |node| self.member_of.get(&node).map_or(&[][..], Vec::as_slice);
+        of(a).iter().filter(|id| of(b).contains(id)).copied().collect()
+    }
+
+    /// An invitation that waits.
+    pub fn invitation(&self, id: u64) -> Option<&Invitation> {
+        self.invitations.get(&id)
+    }
+
+    /// Invitations that wait for a node or its owner.
+    pub fn invitations_for(&self, node: NodeId) -> Vec<&Invitation> {
+        let owner = self.nodes.get(&node).map_or("", |n| n.record.owner.as_str());
+        let fits = |to: &Invitee| match to {
+            Invitee::Node(invited) => *invited == node,
+            Invitee::Owner(invited) => !owner.is_empty() && invited == owner,
+        };
+        self.invitations.values().filter(|i| fits(&i.to)).collect()
+    }
+
+    /// Invitations to a network that wait.
+    pub fn invitations_to(&self, network: u16) -> impl Iterator<Item = &Invitation> {
+        self.invitations.values().filter(move |i| i.network == network)
+    }
+
+    /// With whom trust is mutual.
+    pub fn trusted_by(&self, node: NodeId) -> Vec<NodeId> {
+        let pairs = self.trust.iter().filter(|((a, b), _)| *a == node || *b == node);
+        let mutual = pairs.filter(|(_, stated)| stated.low && stated.high);
+        mutual.map(|((a, b), _)| if *a == node { *b } else { *a }).collect()
+    }
+
+    /// Who has ended or refused trust with `node` and not stated it again.
+    pub fn revoked_by(&self, node: NodeId) -> Vec<NodeId> {
+        self.withdrawn.iter().filter(|(_, peer)| *peer == node).map(|(by, _)| *by).collect()
+    }
+
+    /// Whether `by` has ended or refused trust with `peer` and not stated it
+    /// again.
+    pub fn has_withdrawn(&self, by: NodeId, peer: NodeId) -> bool {
+        self.withdrawn.contains(&(by, peer))
+    }
+
     /// How many commands made this state.
     pub const fn applied(&self) -> u64 {
         self.applied
@@ -195,19 +300,22 @@ impl State {
     }
 
     /// Whether `requester` may see the real address of `target`: it is public,
-    /// or both have stated trust in each other. On the word of one side alone
-    /// nobody's address is given away.
+    /// or both have stated trust in each other, or both are in a network other
+    /// than the backbone. On the word of one side alone nobody's address is
+    /// given away.
     pub fn may_resolve(&self, requester: NodeId, target: &Node) -> bool {
-        target.record.public || self.is_mutual(requester, target.record.id)
+        target.record.public
+            || self.is_mutual(requester, target.record.id)
+            || !self.shared_networks(requester, target.record.id).is_empty()
     }
 
     /// Whether both have stated trust in each other.
-    pub(crate) fn is_mutual(&self, a: NodeId, b: NodeId) -> bool {
+    pub fn is_mutual(&self, a: NodeId, b: NodeId) -> bool {
         self.trust.get(&pair(a, b)).is_some_and(|stated| stated.low && stated.high)
     }
 
     /// Whether `node` has stated trust in `peer`.
-    pub(crate) fn has_stated(&self, node: NodeId, peer: NodeId) -> bool {
+    pub fn has_stated(&self, node: NodeId, peer: NodeId) -> bool {
         let stated = |s: &Stated| if node < peer { s.low } else { s.high };
         self.trust.get(&pair(node, peer)).is_some_and(stated)
     }

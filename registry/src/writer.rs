@@ -1,7 +1,8 @@
 //! The one thread that changes the state: it takes all waiting commands, makes
 //! them durable in one transaction, applies them, and only then answers. So
-//! what anybody can read is durable, and reads never wait for the disk. Events
-//! are told after the answers.
+//! what anybody can read is durable, and reads never wait for the disk. Then
+//! the audit log gets its records, the askers their answers, watching nodes and
+//! event sinks what happened.
 
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
@@ -10,7 +11,9 @@ use pilot_host::events::Happening;
 use pilot_wire::registry::Acknowledged;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::audit::{Audit, Draft};
 use crate::events::{Before, Events};
+use crate::push::Hub;
 use crate::service::{read, write};
 use crate::state::{Command, Refusal, State};
 use crate::store::CommandLog;
@@ -24,6 +27,17 @@ const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 8192;
 /// Commands applied before readers get a turn.
 const APPLY_CHUNK: usize = 256;
+
+/// Who is told of what was applied, in this order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Followers {
+    /// Before the answers.
+    pub audit: Audit,
+    /// After them.
+    pub hub: Hub,
+    /// After them.
+    pub events: Events,
+}
 
 struct Job {
     commands: Vec<Command>,
@@ -42,12 +56,12 @@ impl Writer {
     pub(crate) fn start(
         state: Arc<RwLock<State>>,
         log: Box<dyn CommandLog>,
-        events: Events,
+        followers: Followers,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("registry-writer".to_owned())
-            .spawn(move || run(&state, log, queue, &events))?;
+            .spawn(move || run(&state, log, queue, &followers))?;
         Ok((Self { jobs }, thread))
     }
 
@@ -67,11 +81,13 @@ fn run(
     state: &RwLock<State>,
     mut log: Box<dyn CommandLog>,
     mut queue: mpsc::Receiver<Job>,
-    events: &Events,
+    followers: &Followers,
 ) {
+    let Followers { audit, hub, events } = followers;
     let mut commands = Vec::new();
     let mut waiting = Vec::new();
     let mut happened = Vec::new();
+    let mut records = Vec::new();
     while let Some(job) = queue.blocking_recv() {
         let mut next = Some(job);
         while let Some(mut job) = next {
@@ -81,29 +97,37 @@ fn run(
         }
         let first = read(state).applied() + 1;
         let mut outcomes = match log.append(first, &commands) {
-            Ok(()) if events.wanted() => {
+            Ok(()) => {
+                let wanted = events.wanted();
                 let each = |state: &mut State, command: &Command| {
-                    let before = Before::look(state, command);
+                    let before = wanted.then(|| Before::look(state, command));
+                    let draft = Draft::look(state, command);
                     let outcome = state.apply(command);
-                    before.tell(state, command, &outcome, &mut happened);
+                    if let Some(before) = before {
+                        before.tell(state, command, &outcome, &mut happened);
+                    }
+                    if let Some(draft) = draft {
+                        records.push(draft.finish(state, &outcome));
+                    }
                     outcome
                 };
                 apply(state, &commands, each)
             }
-            Ok(()) => apply(state, &commands, State::apply),
             Err(e) => {
                 tracing::error!("{} requests refused: {e}", commands.len());
                 vec![Err(Refusal::Storage); commands.len()]
             }
         }
         .into_iter();
+        audit.append(std::mem::take(&mut records));
         for (count, reply) in waiting.drain(..) {
             // A connection that is gone needs no answer.
             let _ = reply.send(outcomes.by_ref().take(count).collect());
         }
+        hub.follow(state);
         happened.drain(..).for_each(|happening: Happening| events.emit(|| happening));
         commands.clear();
-        snapshot_if_due(state, log.as_mut());
+        snapshot_if_due(state, log.as_mut(), audit);
     }
 }
 
@@ -120,7 +144,7 @@ fn apply(
     outcomes
 }
 
-fn snapshot_if_due(state: &RwLock<State>, log: &mut dyn CommandLog) {
+fn snapshot_if_due(state: &RwLock<State>, log: &mut dyn CommandLog, audit: &Audit) {
     let snapshot = {
         let state = read(state);
         if !log.wants_snapshot(state.len()) {
@@ -128,6 +152,11 @@ fn snapshot_if_due(state: &RwLock<State>, log: &mut dyn CommandLog) {
         }
         state.snapshot()
     };
+    // What the log forgets can no longer be audited by replaying it.
+    if let Err(e) = audit.flush() {
+        tracing::error!("snapshot not written, the log keeps growing: {e}");
+        return;
+    }
     if let Err(e) = log.replace(&snapshot) {
         tracing::error!("snapshot not written, the log keeps growing: {e}");
     }

@@ -221,6 +221,8 @@ fn request(rule: &str, proof: &str) -> JoinRequest {
         tags: Vec::new(),
         proof: proof.into(),
         source: "127.0.0.1".to_owned(),
+        config: serde_json::Value::Null,
+        kept: serde_json::Value::Null,
         at_ms: 0,
     }
 }

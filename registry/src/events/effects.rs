@@ -88,7 +88,21 @@ impl Before {
                 address: Address::backbone(by.node),
                 public_key: new_key.to_string(),
             },
-            Op::SetVisibility { .. }
+            Op::CreateNetwork { .. }
+            | Op::UpdateNetwork { .. }
+            | Op::DeleteNetwork { .. }
+            | Op::JoinNetwork { .. }
+            | Op::AddMember { .. }
+            | Op::LeaveNetwork { .. }
+            | Op::Expire {}
+            | Op::CreateToken { .. }
+            | Op::RevokeToken { .. }
+            | Op::Invite { .. }
+            | Op::EndInvitation { .. }
+            | Op::RevokeNode { .. }
+            | Op::Deny(_)
+            | Op::Import(_)
+            | Op::SetVisibility { .. }
             | Op::SetHostname { .. }
             | Op::SetTags { .. }
             | Op::SetTaskExec { .. }

@@ -17,7 +17,7 @@ struct World(State);
 
 impl World {
     fn apply(&mut self, op: Op) -> Vec<(String, Value)> {
-        let command = Command { at: 1000, op };
+        let command = Command::own(1000, op);
         let before = Before::look(&self.0, &command);
         let outcome = self.0.apply(&command);
         let mut events = Vec::new();

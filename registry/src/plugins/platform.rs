@@ -147,7 +147,7 @@ mod tests {
             proven: false,
             takeover: false,
         };
-        state.apply(&Command { at: 1, op: Op::Register(register) }).unwrap();
+        state.apply(&Command::own(1, Op::Register(register))).unwrap();
         RegistryPlatform::new(Arc::new(RwLock::new(state)), Events::default(), Plugins::default())
     }
 

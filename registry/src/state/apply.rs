@@ -95,6 +95,20 @@ impl State {
                 }
                 Ok(Deregistered {}.into())
             }
+            Op::CreateNetwork { .. }
+            | Op::UpdateNetwork { .. }
+            | Op::DeleteNetwork { .. }
+            | Op::JoinNetwork { .. }
+            | Op::AddMember { .. }
+            | Op::LeaveNetwork { .. }
+            | Op::Expire {}
+            | Op::CreateToken { .. }
+            | Op::RevokeToken { .. }
+            | Op::Invite { .. }
+            | Op::EndInvitation { .. }
+            | Op::RevokeNode { .. }
+            | Op::Deny(_)
+            | Op::Import(_) => Err(Refusal::NetworksDisabled),
         }
     }
 

@@ -76,9 +76,79 @@ pub enum Refusal {
     /// Network management is not part of this version.
     #[error("networks cannot be changed in this version")]
     NetworksDisabled,
-    /// No such network can be listed.
-    #[error("network {0} cannot be listed")]
+    /// There is no such network, or it is the backbone, which is not listed.
+    #[error("network {0} cannot be listed or changed: it is the backbone, or there is none")]
     UnknownNetwork(u16),
+    /// There is no network of that name.
+    #[error("there is no network {0:?}")]
+    UnknownNetworkName(String),
+    /// Another network has the name.
+    #[error("there is a network {0:?} already")]
+    NetworkExists(String),
+    /// The request is for administrators.
+    #[error("{0} needs the registry's admin token")]
+    AdminOnly(&'static str),
+    /// The admin token is not the registry's.
+    #[error("the admin token is wrong")]
+    BadAdminToken,
+    /// The request is for the network's owner and administrators.
+    #[error("only the owner of network {0} and administrators may do that")]
+    NotOwner(u16),
+    /// The request is for members.
+    #[error("node {node} is not a member of network {network}")]
+    NotMember {
+        /// The network.
+        network: u16,
+        /// Who is not in it.
+        node: NodeId,
+    },
+    /// The published join request of a member.
+    #[error("node {node} is a member of network {network} already")]
+    AlreadyMember {
+        /// The network.
+        network: u16,
+        /// Who is in it.
+        node: NodeId,
+    },
+    /// The join rules did not let the node in.
+    #[error("network {network} does not admit this node: {reason}")]
+    NotAdmitted {
+        /// The network.
+        network: u16,
+        /// The rule that denied, or the last one.
+        rule: String,
+        /// What the rules said.
+        reason: String,
+    },
+    /// A token is used up, expired or revoked.
+    #[error("the join token is used up, expired or revoked")]
+    TokenGone,
+    /// An invitation was used, declined, revoked, is expired or for another.
+    #[error("there is no such invitation for this node: it was used, ended or is for another")]
+    InvitationGone,
+    /// The node or its key was revoked by an administrator.
+    #[error("the key of node {0} was revoked by an administrator")]
+    Revoked(NodeId),
+    /// The key was revoked by an administrator.
+    #[error("this key was revoked by an administrator")]
+    KeyRevoked,
+    /// The request is for a session.
+    #[error("{0} needs a session: a connection that proved its node's key")]
+    SessionRequired(&'static str),
+    /// The challenge of the session is not the connection's, or was used.
+    #[error("there is no challenge to answer on this connection; ask for one first")]
+    NoChallenge,
+    /// A value of a request is not as it must be.
+    #[error("{key}: {problem}")]
+    Invalid {
+        /// The key.
+        key: String,
+        /// What is wrong, and what is right.
+        problem: String,
+    },
+    /// The registry is not empty.
+    #[error("the registry is not empty; import into a new state file")]
+    NotEmpty,
     /// No such request.
     #[error("unknown request type {0:?}")]
     UnknownType(String),
@@ -113,7 +183,21 @@ impl Refusal {
             Self::InboxFull(_) => "inbox_full",
             Self::Missing(_) => "missing_field",
             Self::NetworksDisabled => "networks_disabled",
-            Self::UnknownNetwork(_) => "unknown_network",
+            Self::UnknownNetwork(_) | Self::UnknownNetworkName(_) => "unknown_network",
+            Self::NetworkExists(_) => "network_exists",
+            Self::AdminOnly(_) => "admin_only",
+            Self::BadAdminToken => "bad_admin_token",
+            Self::NotOwner(_) => "not_owner",
+            Self::NotMember { .. } => "not_member",
+            Self::AlreadyMember { .. } => "already_member",
+            Self::NotAdmitted { .. } => "not_admitted",
+            Self::TokenGone => "token_gone",
+            Self::InvitationGone => "invitation_gone",
+            Self::Revoked(_) | Self::KeyRevoked => "revoked",
+            Self::SessionRequired(_) => "session_required",
+            Self::NoChallenge => "no_challenge",
+            Self::Invalid { .. } => "invalid",
+            Self::NotEmpty => "not_empty",
             Self::UnknownType(_) => "unknown_type",
             Self::Storage => "storage",
         }
@@ -131,6 +215,10 @@ impl Refusal {
                 | Self::RateLimited
                 | Self::Full(_)
                 | Self::InboxFull(_)
+                | Self::BadAdminToken
+                | Self::NotAdmitted { .. }
+                | Self::Revoked(_)
+                | Self::KeyRevoked
                 | Self::Storage
         )
     }

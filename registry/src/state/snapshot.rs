@@ -126,6 +126,7 @@ impl TryFrom<Snapshot> for State {
             withdrawn: snapshot.withdrawn.into_iter().collect(),
             requests: snapshot.requests.into_iter().collect(),
             answers: snapshot.answers.into_iter().map(|(n, a)| (n, a.into())).collect(),
+            ..Self::default()
         })
     }
 }

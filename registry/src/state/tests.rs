@@ -12,7 +12,7 @@ fn key(n: u8) -> PublicKey {
 }
 
 fn command(op: Op) -> Command {
-    Command { at: 1000, op }
+    Command::own(1000, op)
 }
 
 fn registration(n: u8) -> Register {
@@ -313,7 +313,7 @@ proptest! {
         let mut ids = HashSet::new();
         let mut statements = Statements::default();
         for (i, op) in ops.iter().enumerate() {
-            let command = Command { at: i as u64, op: op.clone() };
+            let command = Command::own(i as u64, op.clone());
             let before = state.snapshot();
             match state.apply(&command) {
                 Ok(_) => statements.note(op),

@@ -11,18 +11,15 @@ use super::*;
 use crate::state::{Op, Register};
 
 fn batch(keys: std::ops::Range<u8>) -> Vec<Command> {
-    keys.map(|n| Command {
-        at: 5,
-        op: Op::Register(Register {
-            key: PublicKey([n; 32]),
-            endpoint: SocketAddr::from(([127, 0, 0, 1], 1)),
-            owner: String::new(),
-            hostname: format!("n{n}"),
-            proven: false,
-            takeover: false,
-        }),
-    })
-    .collect()
+    let register = |n| Register {
+        key: PublicKey([n; 32]),
+        endpoint: SocketAddr::from(([127, 0, 0, 1], 1)),
+        owner: String::new(),
+        hostname: format!("n{n}"),
+        proven: false,
+        takeover: false,
+    };
+    keys.map(|n| Command::own(5, Op::Register(register(n)))).collect()
 }
 
 fn open(path: &Path) -> (SqliteLog, State) {

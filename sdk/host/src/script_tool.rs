@@ -355,7 +355,7 @@ fn described(file: &str, manifest: &Manifest) -> String {
 fn say_verdict(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Deny { reason } => format!("deny: {reason}"),
-        Verdict::Allow { tags, expires_at_ms, external_identity } => {
+        Verdict::Allow { tags, expires_at_ms, external_identity, uses } => {
             let mut text = "allow".to_owned();
             if !tags.is_empty() {
                 text.push_str(&format!(", with tags {}", tags.join(", ")));
@@ -365,6 +365,9 @@ fn say_verdict(verdict: &Verdict) -> String {
             }
             if let Some(identity) = external_identity {
                 text.push_str(&format!(", as {identity}"));
+            }
+            if let Some(used) = uses {
+                text.push_str(&format!(", using {used}"));
             }
             text
         }

@@ -126,6 +126,8 @@ fn an_answer_counts_once_and_must_be_one() {
             tags: Vec::new(),
             proof: Value::Null,
             source: String::new(),
+            config: serde_json::Value::Null,
+            kept: serde_json::Value::Null,
             at_ms: 0,
         }))
     };

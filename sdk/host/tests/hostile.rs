@@ -57,6 +57,8 @@ fn request(proof: Value) -> JoinRequest {
         tags: Vec::new(),
         proof,
         source: "127.0.0.1".into(),
+        config: serde_json::Value::Null,
+        kept: serde_json::Value::Null,
         at_ms: 1,
     }
 }

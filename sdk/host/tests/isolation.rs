@@ -47,6 +47,8 @@ fn request() -> JoinRequest {
         tags: Vec::new(),
         proof: json!("open sesame"),
         source: "127.0.0.1".into(),
+        config: serde_json::Value::Null,
+        kept: serde_json::Value::Null,
         at_ms: 1,
     }
 }

@@ -32,6 +32,16 @@ pub struct JoinRequest {
     /// What it showed: a token, a certificate, ...; null for nothing.
     #[serde(default)]
     pub proof: Value,
+    /// What the network says to this rule; null for nothing.
+    #[serde(default)]
+    pub config: Value,
+    /// What the registry keeps for this rule. For `token`: `tokens`, an array
+    /// of `id`, `salt` and `hash` (both hex; SHA-256 over salt and secret),
+    /// `expires_at_ms` (or null), `uses_left` (or null), `tags`. For `invite`:
+    /// `invitations`, those for the node or its owner, an array of `id`,
+    /// `expires_at_ms`, `tags`, `from` (a node or null). Null for others.
+    #[serde(default)]
+    pub kept: Value,
     /// IP address that the request came from.
     #[serde(default)]
     pub source: String,
@@ -55,6 +65,10 @@ pub enum Verdict {
         /// Who the node is elsewhere.
         #[serde(default)]
         external_identity: Option<String>,
+        /// The token or invitation that was used, by its `id` in `kept`; the
+        /// registry counts it, and refuses when it is used up by then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uses: Option<String>,
     },
     /// It may not.
     Deny {
@@ -66,7 +80,7 @@ pub enum Verdict {
 impl Verdict {
     /// It may, with nothing added.
     pub const fn allow() -> Self {
-        Self::Allow { tags: Vec::new(), expires_at_ms: None, external_identity: None }
+        Self::Allow { tags: Vec::new(), expires_at_ms: None, external_identity: None, uses: None }
     }
 
     /// It may not, and why.

@@ -182,6 +182,8 @@ return {
         tags: vec!["worker".into()],
         proof: json!("open sesame"),
         source: "127.0.0.1".into(),
+        config: serde_json::Value::Null,
+        kept: serde_json::Value::Null,
         at_ms: 1,
     };
     for _ in 0..RUNS {

@@ -27,7 +27,10 @@ pub(super) fn verdict(returned: &MultiValue) -> Result<Verdict, String> {
 }
 
 fn verdict_of(table: &Table) -> Result<Verdict, String> {
-    refuse_unknown(table, &["allow", "reason", "tags", "expires_at_ms", "external_identity"])?;
+    refuse_unknown(
+        table,
+        &["allow", "reason", "tags", "expires_at_ms", "external_identity", "uses"],
+    )?;
     match get(table, "allow") {
         Value::Boolean(true) => {}
         Value::Boolean(false) => {
@@ -56,7 +59,8 @@ fn verdict_of(table: &Table) -> Result<Verdict, String> {
         Some(_) => return Err("returned `expires_at_ms` that is no time after 1970".into()),
     };
     let external_identity = text(table, "external_identity")?;
-    Ok(Verdict::Allow { tags, expires_at_ms, external_identity })
+    let uses = text(table, "uses")?;
+    Ok(Verdict::Allow { tags, expires_at_ms, external_identity, uses })
 }
 
 /// The delivery that `deliver` returned.

@@ -499,6 +499,7 @@ fn a_verdict_has_all_its_parts() {
             tags: vec!["a".into(), "b".into()],
             expires_at_ms: Some(1_700_000_000_001),
             external_identity: Some("x".into()),
+            uses: None,
         }
     );
 }

@@ -164,6 +164,8 @@ fn business_hours_rule() {
     // 2023-11-14 was a Tuesday.
     const TUESDAY: u64 = 1_699_920_000_000;
     let at = |day: u64, hour: u64, minute: u64| JoinRequest {
+        config: serde_json::Value::Null,
+        kept: serde_json::Value::Null,
         at_ms: TUESDAY + ((day * 24 + hour) * 60 + minute) * 60_000,
         ..request("business-hours-rule")
     };

@@ -1,6 +1,7 @@
 //! The ASCII strings that the signature of each request covers. IDs are
 //! decimal, unpadded; the published strings cover no time and no value.
 
+use super::network::Invitee;
 use crate::address::NodeId;
 
 macro_rules! challenges {
@@ -47,4 +48,20 @@ challenges! {
 /// `timestamp` is in Unix seconds, `listen_addr` is the text of the request.
 pub fn register(timestamp: u64, listen_addr: &str) -> String {
     format!("register:{timestamp}:{listen_addr}")
+}
+
+/// `session_open`, an extension: signed by `node`. `nonce` is the registry's,
+/// as it came.
+pub fn session(node: NodeId, nonce: &str) -> String {
+    format!("session:{node}:{nonce}")
+}
+
+/// `invite`, an extension: signed by the inviting node. `to` is
+/// `node:NUMBER` or `owner:TEXT`, `expires` in Unix seconds.
+pub fn invite(network: u16, to: &Invitee, expires: u64) -> String {
+    let to = match to {
+        Invitee::Node(node) => format!("node:{node}"),
+        Invitee::Owner(owner) => format!("owner:{owner}"),
+    };
+    format!("invite:{network}:{expires}:{to}")
 }

@@ -106,6 +106,18 @@ fields! {
     proof: Cow<'a, str> = "proof", text;
     /// Replication or network token.
     token: Cow<'a, str> = "token", text;
+    /// What makes the asker an administrator.
+    admin_token: Cow<'a, str> = "admin_token", text;
+    /// A network's name.
+    name: Cow<'a, str> = "name", text;
+    /// Who may join a network: `open`, `token` or `invite`.
+    join_rule: Cow<'a, str> = "join_rule", text;
+    /// A member that invites.
+    inviter_id: u32 = "inviter_id", id;
+    /// Nodes after this one (extension).
+    after: u32 = "after", id;
+    /// A text for the audit log (extension).
+    request_id: Cow<'a, str> = "request_id", text;
 }
 
 impl<'a> Fields<'a> {

@@ -4,7 +4,9 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::audit::AuditRecord;
 use super::key::PublicKey;
+use super::network::{InvitationView, MemberView, Membership, NetworkView, TokenView};
 use crate::address::{Address, NodeId};
 
 /// A successful reply, known by its `type`.
@@ -303,6 +305,119 @@ replies! {
         /// Its new score.
         polo_score: i64,
     }
+    /// Reply to `create_network`, as published.
+    NetworkCreated = "create_network_ok" {
+        /// Its number.
+        network_id: u16,
+        /// Its name.
+        name: String,
+    }
+    /// Reply to `join_network`, as published.
+    JoinedNetwork = "join_network_ok" {
+        /// The network.
+        network_id: u16,
+        /// The node's address in it.
+        address: Address,
+    }
+    /// Reply to `leave_network`, as published.
+    LeftNetwork = "leave_network_ok" {
+        /// The network.
+        network_id: u16,
+    }
+    /// Reply to `list_nodes`.
+    NodeList = "list_nodes_ok" {
+        /// Members that are registered now.
+        nodes: Vec<ListedNode>,
+        /// Extension: there are more; ask again with this as `after`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<NodeId>,
+    }
+    /// Reply to `session_challenge`.
+    SessionChallenged = "session_challenge_ok" {
+        /// To sign, base64; good once, on this connection.
+        nonce: String,
+    }
+    /// Reply to `session_open`.
+    SessionOpened = "session_open_ok" {
+        /// The node.
+        node_id: NodeId,
+        /// The registry's state; another one says that numbers begin anew.
+        epoch: String,
+        /// Where the registry stands.
+        seq: u64,
+        /// Whether only what was missed follows; else a sync follows.
+        resumed: bool,
+        /// A session on which nothing comes for so many seconds is closed.
+        idle_secs: u64,
+    }
+    /// Reply to `session_watch`.
+    SessionWatched = "session_watch_ok" {
+        /// Peers watched now.
+        watched: u32,
+    }
+    /// Reply to `network_create` and `network_update`.
+    NetworkMade = "network_ok" {
+        /// As it is now.
+        network: NetworkView,
+    }
+    /// Reply to what ends or changes something and has nothing to tell.
+    NetworkDone = "done_ok" {
+        /// The network.
+        network_id: u16,
+    }
+    /// Reply to `network_join`.
+    NetworkJoined = "network_join_ok" {
+        /// As it is now.
+        membership: Membership,
+    }
+    /// Reply to `network_list`.
+    NetworkViews = "network_list_ok" {
+        /// All networks.
+        networks: Vec<NetworkView>,
+    }
+    /// Reply to `network_members`.
+    Members = "network_members_ok" {
+        /// In order of node numbers.
+        members: Vec<MemberView>,
+        /// There are more; ask again with this as `after`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<NodeId>,
+    }
+    /// Reply to `token_create`.
+    TokenMade = "token_create_ok" {
+        /// What is kept of it.
+        token: TokenView,
+        /// The secret; it is shown here and never again.
+        secret: String,
+    }
+    /// Reply to `token_list`.
+    Tokens = "token_list_ok" {
+        /// Of one network.
+        tokens: Vec<TokenView>,
+    }
+    /// Reply to `invite`.
+    InvitationMade = "invite_ok" {
+        /// As it is kept.
+        invitation: InvitationView,
+    }
+    /// Reply to `invitation_list`.
+    Invitations = "invitation_list_ok" {
+        /// Those that can be accepted now.
+        invitations: Vec<InvitationView>,
+    }
+    /// Reply to `node_revoke`.
+    NodeRevoked = "node_revoke_ok" {
+        /// The node.
+        node_id: NodeId,
+    }
+    /// Reply to `audit_query`.
+    AuditPage = "audit_query_ok" {
+        /// In order of their numbers.
+        records: Vec<AuditRecord>,
+        /// There are more; ask again with this as `after`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<u64>,
+    }
 }
 
 /// A handshake request that waited at the registry.
@@ -351,4 +466,22 @@ pub struct Beacon {
     pub id: u32,
     /// Its host:port.
     pub addr: String,
+}
+
+/// A member as `list_nodes` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedNode {
+    /// The node.
+    pub node_id: NodeId,
+    /// Its address in the network.
+    pub address: Address,
+    /// Its hostname.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Whether it executes tasks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub task_exec: bool,
+    /// Its host:port, only when public.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub real_addr: Option<String>,
 }

@@ -1,0 +1,139 @@
+//! Networks beyond the backbone, as they are kept.
+//!
+//! Bounds: [`MAX_NETWORKS`] at a time (numbers are 16 bits; the number of a
+//! deleted one is used again only after all others were), [`MAX_TOKENS`] and
+//! [`MAX_INVITATIONS`] per network; at the bound the request is refused.
+
+use std::collections::BTreeMap;
+
+use pilot_wire::registry::network::{BroadcastRight, Invitee, JoinPolicy};
+use pilot_wire::registry::{PublicKey, Signature};
+use pilot_wire::{Address, NodeId};
+use serde::{Deserialize, Serialize};
+
+/// Most networks at a time, beside the backbone.
+pub const MAX_NETWORKS: usize = 4096;
+/// Most join tokens of one network that are not used up, expired or revoked.
+pub const MAX_TOKENS: usize = 1024;
+/// Most invitations to one network that wait.
+pub const MAX_INVITATIONS: usize = 4096;
+/// Most networks that one node is in, beside the backbone.
+pub const MAX_MEMBERSHIPS: usize = 64;
+/// Most tags that a member gets.
+pub const MAX_MEMBER_TAGS: usize = 32;
+/// Most rules of one network.
+pub const MAX_RULES: usize = 8;
+/// Longest configuration of one rule as JSON, in bytes.
+pub const MAX_RULE_CONFIG: usize = 16 * 1024;
+
+/// One network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// Its number, from 1.
+    pub id: u16,
+    /// Its name, unique.
+    pub name: String,
+    /// Who may join.
+    pub join: JoinPolicy,
+    /// Who may broadcast.
+    #[serde(default)]
+    pub broadcast: BroadcastRight,
+    /// The node that made it; none for an administrator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<NodeId>,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+/// One membership.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Who.
+    pub node: NodeId,
+    /// Since when, Unix seconds.
+    pub joined: u64,
+    /// The rules that let it in.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule: String,
+    /// Until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u64>,
+    /// Tags that came with joining.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Who it is elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_identity: Option<String>,
+}
+
+/// A join token; the secret itself is not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its name within the network.
+    pub id: String,
+    /// Hex of 32 bytes.
+    pub salt: String,
+    /// Hex of SHA-256 over salt and secret.
+    pub hash: String,
+    /// Unix seconds.
+    pub created: u64,
+    /// Until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u64>,
+    /// How many more nodes it lets in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses_left: Option<u32>,
+    /// Tags for who joins with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+/// An invitation that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// Unique in the registry.
+    pub id: u64,
+    /// Where to.
+    pub network: u16,
+    /// For whom.
+    pub to: Invitee,
+    /// Who invites, with the key that signed; none for an administrator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<(NodeId, PublicKey)>,
+    /// By that key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
+    /// Until when it can be accepted.
+    pub expires: u64,
+    /// Tags for who accepts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+/// A network and all that belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// What it is.
+    pub record: NetworkRecord,
+    /// Who is in it.
+    pub members: BTreeMap<NodeId, Member>,
+    /// By name.
+    pub tokens: BTreeMap<String, Token>,
+}
+
+impl Network {
+    /// A member's address in it.
+    pub const fn address(&self, node: NodeId) -> Address {
+        Address { network: self.record.id, node }
+    }
+
+    /// Whether a member may send to all.
+    pub fn may_broadcast(&self, node: NodeId) -> bool {
+        self.members.get(&node).is_some_and(|member| match &self.record.broadcast {
+            BroadcastRight::Nobody => false,
+            BroadcastRight::Owner => self.record.owner == Some(node),
+            BroadcastRight::Members => true,
+            BroadcastRight::Tagged(tag) => member.tags.contains(tag),
+        })
+    }
+}

@@ -1,0 +1,264 @@
+//! Requests beyond the published ones, read strictly: an unknown or missing key
+//! is an error that names it. On a session (see [`super::session`]) the acting
+//! node is the session's; otherwise `admin_token` makes the asker an
+//! administrator, which is a key beside those here, as is `request_id`, a text
+//! of the client's that the audit log repeats.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::audit::AuditFilter;
+use super::frame::{FrameError, append_frame};
+use super::key::Signature;
+use super::network::{BroadcastRight, Invitee, JoinPolicy, NetworkRef};
+use crate::address::NodeId;
+
+/// Keys that any of these requests may have beside its own.
+const COMMON: [&str; 2] = ["admin_token", "request_id"];
+
+/// One request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Extended {
+    /// Asks for a nonce. Answer: [`super::SessionChallenged`].
+    SessionChallenge {},
+    /// Makes the connection a session. Answer: [`super::SessionOpened`].
+    SessionOpen {
+        /// Who opens it.
+        node_id: NodeId,
+        /// Of [`super::challenge::session`].
+        signature: Signature,
+        /// Epoch of the last session; empty for none.
+        #[serde(default)]
+        epoch: String,
+        /// `seq` of the last news that was handled.
+        #[serde(default)]
+        since: u64,
+        /// Peers to watch from the start, at most [`super::session::MAX_WATCHED`].
+        #[serde(default)]
+        peers: Vec<NodeId>,
+    },
+    /// Changes which peers are watched; each added one is told of at once.
+    /// Answer: [`super::SessionWatched`].
+    SessionWatch {
+        /// From now on.
+        #[serde(default)]
+        add: Vec<NodeId>,
+        /// No longer.
+        #[serde(default)]
+        remove: Vec<NodeId>,
+    },
+    /// Makes a network. Answer: [`super::NetworkMade`].
+    NetworkCreate {
+        /// As a hostname, not reserved, unique.
+        name: String,
+        /// Who may join.
+        join: JoinPolicy,
+        /// Who may broadcast.
+        #[serde(default)]
+        broadcast: BroadcastRight,
+    },
+    /// Changes a network. Answer: [`super::NetworkMade`].
+    NetworkUpdate {
+        /// Which.
+        network: NetworkRef,
+        /// Who may join from now on; members stay.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        join: Option<JoinPolicy>,
+        /// Who may broadcast from now on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        broadcast: Option<BroadcastRight>,
+    },
+    /// Ends a network and all memberships. Answer: [`super::NetworkDone`].
+    NetworkDelete {
+        /// Which.
+        network: NetworkRef,
+    },
+    /// The acting node joins; joining again judges anew and renews. Answer:
+    /// [`super::NetworkJoined`].
+    NetworkJoin {
+        /// Which.
+        network: NetworkRef,
+        /// By the name of the rule, what is shown to it: `{"token": "..."}`.
+        #[serde(default)]
+        proofs: Map<String, Value>,
+    },
+    /// The acting node leaves. Answer: [`super::NetworkDone`].
+    NetworkLeave {
+        /// Which.
+        network: NetworkRef,
+    },
+    /// The owner or an administrator removes a member. Answer:
+    /// [`super::NetworkDone`].
+    NetworkRemove {
+        /// From which.
+        network: NetworkRef,
+        /// Whom.
+        node_id: NodeId,
+    },
+    /// Answer: [`super::NetworkViews`].
+    NetworkList {},
+    /// For members, the owner and administrators; in order of node numbers.
+    /// Answer: [`super::Members`].
+    NetworkMembers {
+        /// Of which.
+        network: NetworkRef,
+        /// Nodes after this one.
+        #[serde(default)]
+        after: NodeId,
+        /// At most 1,000; 0 for that.
+        #[serde(default)]
+        limit: u32,
+    },
+    /// Makes a join token. Answer: [`super::TokenMade`], with the secret.
+    TokenCreate {
+        /// For which.
+        network: NetworkRef,
+        /// How many nodes it lets in; none for any number.
+        #[serde(default)]
+        uses: Option<u32>,
+        /// Until when, Unix seconds; none for ever.
+        #[serde(default)]
+        expires: Option<u64>,
+        /// Tags for who joins with it.
+        #[serde(default)]
+        tags: Vec<String>,
+    },
+    /// Answer: [`super::Tokens`].
+    TokenList {
+        /// Of which.
+        network: NetworkRef,
+    },
+    /// Answer: [`super::NetworkDone`].
+    TokenRevoke {
+        /// Of which.
+        network: NetworkRef,
+        /// The token's name.
+        id: String,
+    },
+    /// Invites. Answer: [`super::InvitationMade`].
+    Invite {
+        /// Where to.
+        network: NetworkRef,
+        /// Whom.
+        to: Invitee,
+        /// Until when, Unix seconds.
+        expires: u64,
+        /// Tags for who accepts.
+        #[serde(default)]
+        tags: Vec<String>,
+        /// By the acting node, of [`super::challenge::invite`]; none from an
+        /// administrator.
+        #[serde(default)]
+        signature: Option<Signature>,
+    },
+    /// Those for the acting node, or with `network` those of a network.
+    /// Answer: [`super::Invitations`].
+    InvitationList {
+        /// Of which network.
+        #[serde(default)]
+        network: Option<NetworkRef>,
+    },
+    /// The invited node declines; it accepts by joining. Answer:
+    /// [`super::NetworkDone`].
+    InvitationDecline {
+        /// Which.
+        id: u64,
+    },
+    /// The inviter, the owner or an administrator takes it back. Answer:
+    /// [`super::NetworkDone`].
+    InvitationRevoke {
+        /// Which.
+        id: u64,
+    },
+    /// An administrator removes a node and forbids its key for ever. Answer:
+    /// [`super::NodeRevoked`].
+    NodeRevoke {
+        /// Which.
+        node_id: NodeId,
+        /// Why, for the audit log.
+        #[serde(default)]
+        reason: String,
+    },
+    /// For administrators. Answer: [`super::AuditPage`].
+    AuditQuery(AuditFilter),
+}
+
+/// A request with what may stand beside its own keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Envelope {
+    /// What is asked.
+    pub request: Extended,
+    /// What makes the asker an administrator; empty for nothing.
+    pub admin_token: String,
+    /// The client's text for the audit log, or empty.
+    pub request_id: String,
+}
+
+impl Extended {
+    /// Whether a request of this type is one of these.
+    pub fn knows(kind: &str) -> bool {
+        matches!(
+            kind,
+            "session_challenge"
+                | "session_open"
+                | "session_watch"
+                | "network_create"
+                | "network_update"
+                | "network_delete"
+                | "network_join"
+                | "network_leave"
+                | "network_remove"
+                | "network_list"
+                | "network_members"
+                | "token_create"
+                | "token_list"
+                | "token_revoke"
+                | "invite"
+                | "invitation_list"
+                | "invitation_decline"
+                | "invitation_revoke"
+                | "node_revoke"
+                | "audit_query"
+        )
+    }
+}
+
+impl Envelope {
+    /// Without anything beside it.
+    pub const fn new(request: Extended) -> Self {
+        Self { request, admin_token: String::new(), request_id: String::new() }
+    }
+
+    /// Reads one body.
+    ///
+    /// # Errors
+    /// Names the key that is missing, unknown or of a wrong type.
+    pub fn parse(body: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut map: Map<String, Value> = serde_json::from_slice(body)?;
+        let [admin_token, request_id] = COMMON.map(|key| match map.remove(key) {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        });
+        let request = Extended::deserialize(Value::Object(map))?;
+        Ok(Self { request, admin_token, request_id })
+    }
+
+    /// Appends the request as one frame.
+    ///
+    /// # Errors
+    /// When the body would exceed the frame limit; `out` is then unchanged.
+    pub fn append_to(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
+        #[derive(Serialize)]
+        struct Whole<'a> {
+            #[serde(flatten)]
+            request: &'a Extended,
+            #[serde(skip_serializing_if = "str::is_empty")]
+            admin_token: &'a str,
+            #[serde(skip_serializing_if = "str::is_empty")]
+            request_id: &'a str,
+        }
+        let Self { request, admin_token, request_id } = self;
+        append_frame(out, &Whole { request, admin_token, request_id })
+    }
+}
