@@ -7,9 +7,21 @@ use pilot_beacon::settings::{Key, Program, Settings, SettingsError};
 
 const STORE: Key = Key::value("store", "", "state file; empty = state is lost at the end");
 const TLS: [Key; 3] = [
-    Key::switch("tls", "not available yet"),
-    Key::value("tls-cert", "", "not available yet"),
-    Key::value("tls-key", "", "not available yet"),
+    Key::switch("tls", "serve TLS; without tls-cert with a self-signed certificate that is kept"),
+    Key::value("tls-cert", "", "PEM file of the certificate chain"),
+    Key::value("tls-key", "", "PEM file of its private key"),
+];
+const HTTP: Key =
+    Key::value("http", "", "TCP address of dashboard, metrics and administration; empty = none");
+const ADMIN: [Key; 2] = [
+    Key::value("admin-token", "", "who shows it is an administrator; at least 16 characters"),
+    Key::value("admin-ca", "", "PEM file: who has a certificate of this CA is an administrator"),
+];
+const NETWORK_CREATION: Key =
+    Key::value("network-creation", "admin", "who may make networks: admin, or any node");
+const AUDIT: [Key; 2] = [
+    Key::value("audit-days", "0", "days that audit records are kept; 0 = for ever"),
+    Key::value("audit-megabytes", "0", "size of the audit log at most; 0 = any"),
 ];
 const RATE: Key =
     Key::value("register-rate", "10", "registrations a minute and source address; 0 = any number");
@@ -38,8 +50,13 @@ pub const REGISTRY: Program = Program {
     keys: &[
         Key::value("addr", "127.0.0.1:9000", "TCP address to serve; :PORT means every interface"),
         STORE,
-        Key::value("admin-token", "", "taken as published; network requests are refused anyway"),
         Key::value("beacon", "", "taken as published, not used"),
+        ADMIN[0],
+        ADMIN[1],
+        NETWORK_CREATION,
+        AUDIT[0],
+        AUDIT[1],
+        HTTP,
         RATE,
         OWNER,
         CONNECTIONS,
@@ -66,7 +83,12 @@ pub const RENDEZVOUS: Program = Program {
         CONNECTIONS,
         DATA,
         PLUGIN_PATH,
-        Key::value("http", "", "not available yet"),
+        HTTP,
+        ADMIN[0],
+        ADMIN[1],
+        NETWORK_CREATION,
+        AUDIT[0],
+        AUDIT[1],
         Key::value("standby", "", "not available yet"),
         TLS[0],
         TLS[1],
@@ -74,6 +96,9 @@ pub const RENDEZVOUS: Program = Program {
     ],
     nested: pilot_host::Settings::KEYS,
 };
+
+/// Shortest admin token, in bytes.
+const MIN_ADMIN_TOKEN: usize = 16;
 
 /// Why a configuration is refused; the text names the place.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +140,28 @@ pub struct Config {
     pub plugins: pilot_host::Settings,
     /// The file that it came from.
     pub config_file: Option<PathBuf>,
+    /// TLS for the registry's own port.
+    pub tls: Option<TlsFiles>,
+    /// TCP address of the admin HTTP server.
+    pub http: Option<String>,
+    /// Who shows it is an administrator.
+    pub admin_token: Option<String>,
+    /// Who has a certificate of this CA is an administrator.
+    pub admin_ca: Option<PathBuf>,
+    /// Whether any registered node may make networks.
+    pub any_node_makes_networks: bool,
+    /// How long audit records are kept; none for ever.
+    pub audit_age: Option<Duration>,
+    /// Size of the audit log at most, in bytes; none for any.
+    pub audit_bytes: Option<u64>,
+}
+
+/// Where the certificate comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain and key, PEM; none for a self-signed one, which is
+    /// kept in the folder of the store.
+    pub pem: Option<(PathBuf, PathBuf)>,
 }
 
 impl Config {
@@ -134,6 +181,13 @@ impl Config {
             plugin_path: None,
             plugins: pilot_host::Settings::default(),
             config_file: None,
+            tls: None,
+            http: None,
+            admin_token: None,
+            admin_ca: None,
+            any_node_makes_networks: false,
+            audit_age: None,
+            audit_bytes: None,
         }
     }
 
@@ -175,19 +229,11 @@ impl Config {
     /// # Errors
     /// When a value is refused.
     pub fn for_rendezvous(settings: &Settings) -> Result<Self, ConfigError> {
-        for key in ["http", "standby"] {
-            refuse_if_set(settings, key)?;
-        }
+        refuse_if_set(settings, "standby")?;
         Self::read(settings, "registry-addr")
     }
 
     fn read(settings: &Settings, addr_key: &'static str) -> Result<Self, ConfigError> {
-        for key in ["tls-cert", "tls-key"] {
-            refuse_if_set(settings, key)?;
-        }
-        if settings.flag("tls")? {
-            return Err(settings.refuse("tls", "is not available yet; leave it out").into());
-        }
         let max_connections = settings.parse("max-connections", "a number from 1")?;
         if max_connections == 0 {
             return Err(settings
@@ -216,6 +262,27 @@ impl Config {
                 }
             },
             max_connections,
+            tls: tls(settings)?,
+            http: match settings.text("http") {
+                "" => None,
+                _ => Some(settings.address("http")?.to_string()),
+            },
+            admin_token: admin_token(settings)?,
+            admin_ca: path("admin-ca"),
+            any_node_makes_networks: match settings.text("network-creation") {
+                "admin" => false,
+                "any" => true,
+                other => {
+                    let problem = format!("is {other:?}, expected admin or any");
+                    return Err(settings.refuse("network-creation", problem).into());
+                }
+            },
+            audit_age: Some(settings.parse::<u32>("audit-days", "a number of days")?)
+                .filter(|days| *days > 0)
+                .map(|days| Duration::from_secs(86_400 * u64::from(days))),
+            audit_bytes: Some(settings.parse::<u32>("audit-megabytes", "a number")?)
+                .filter(|megabytes| *megabytes > 0)
+                .map(|megabytes| u64::from(megabytes) << 20),
             ..Self::at(settings.address(addr_key)?)
         })
     }
@@ -226,6 +293,35 @@ impl TryFrom<&Settings> for Config {
 
     fn try_from(settings: &Settings) -> Result<Self, ConfigError> {
         Self::read(settings, "addr")
+    }
+}
+
+fn tls(settings: &Settings) -> Result<Option<TlsFiles>, SettingsError> {
+    let (cert, key) = (settings.text("tls-cert"), settings.text("tls-key"));
+    if !settings.flag("tls")? {
+        let unused = [("tls-cert", cert), ("tls-key", key)];
+        return match unused.into_iter().find(|(_, value)| !value.is_empty()) {
+            Some((name, _)) => Err(settings.refuse(name, "is set, but tls is not; set tls")),
+            None => Ok(None),
+        };
+    }
+    match (cert.is_empty(), key.is_empty()) {
+        (true, true) => Ok(Some(TlsFiles { pem: None })),
+        (false, false) => Ok(Some(TlsFiles { pem: Some((cert.into(), key.into())) })),
+        (true, false) => Err(settings.refuse("tls-key", "is set without tls-cert")),
+        (false, true) => Err(settings.refuse("tls-cert", "is set without tls-key")),
+    }
+}
+
+fn admin_token(settings: &Settings) -> Result<Option<String>, SettingsError> {
+    let token = settings.text("admin-token");
+    match token.len() {
+        0 => Ok(None),
+        1..MIN_ADMIN_TOKEN => Err(settings.refuse(
+            "admin-token",
+            format!("has {} characters, expected at least {MIN_ADMIN_TOKEN}", token.len()),
+        )),
+        _ => Ok(Some(token.to_owned())),
     }
 }
 

@@ -261,6 +261,23 @@ impl Client {
         self.json(&Command::Reload, json::RELOAD).await
     }
 
+    /// Asks the registry as this node; `request` is a JSON object of the form
+    /// of `pilot_wire::registry::Extended`. Gives the registry's answer.
+    ///
+    /// # Errors
+    /// When the daemon or the registry knows no such requests, cannot be
+    /// reached, or refuses.
+    pub async fn registry(&self, request: &Value) -> Result<Value, Error> {
+        if !self.features().contains(Features::NETWORKS) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "this daemon knows no networks; update it",
+            ));
+        }
+        let request = request.to_string();
+        self.json(&Command::Registry(request.as_bytes()), json::REGISTRY).await
+    }
+
     fn needs_plugins(&self) -> Result<(), Error> {
         if self.features().contains(Features::PLUGINS) {
             return Ok(());

@@ -48,8 +48,10 @@ impl Features {
     pub const CONGESTION: Self = Self(32);
     /// [`Command::Plugins`] and [`Command::Reload`] are answered.
     pub const PLUGINS: Self = Self(64);
+    /// [`Command::Registry`] is answered, and datagrams go to whole networks.
+    pub const NETWORKS: Self = Self(128);
     /// Everything this version knows.
-    pub const ALL: Self = Self(127);
+    pub const ALL: Self = Self(255);
 
     /// Whether all of `other` is in here.
     pub const fn contains(self, other: Self) -> bool {

@@ -60,6 +60,8 @@ pub(crate) fn request(rule: &str) -> JoinRequest {
         tags: vec!["gpu".into()],
         proof: json!({"token": "t"}),
         source: "192.0.2.7".into(),
+        config: serde_json::Value::Null,
+        kept: serde_json::Value::Null,
         at_ms: 1_700_000_000_000,
     }
 }

@@ -29,6 +29,7 @@ const LANE_BEGIN: u8 = 0x4E;
 const LANE_KICK: u8 = 0x4F;
 const PLUGINS: u8 = 0x50;
 const RELOAD: u8 = 0x52;
+const REGISTRY: u8 = 0x54;
 
 /// A message from a client; data and text borrow from the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +149,11 @@ pub enum Command<'a> {
     /// Look at the configuration and the files of plugins and scripts again.
     /// Answer: JSON.
     Reload,
+    /// A request for the registry as this node, one of
+    /// [`crate::registry::Extended`] as a JSON object, or
+    /// `{"type": "network_status"}` for the networks of this node as the daemon
+    /// keeps them. Answer: JSON, the registry's.
+    Registry(&'a [u8]),
 }
 
 /// Sub-commands of [`Command::Handshake`].
@@ -295,6 +301,7 @@ impl<'a> Command<'a> {
             }
             PLUGINS => Self::Plugins(text(payload, "plugins", "name")?),
             RELOAD => Self::Reload,
+            REGISTRY => Self::Registry(payload),
             other => return Err(CommandError::Unknown(other)),
         })
     }
@@ -362,6 +369,7 @@ impl<'a> Command<'a> {
             }
             Self::Plugins(name) => put_text(out, PLUGINS, name),
             Self::Reload => put_message(out, RELOAD, |_| {}),
+            Self::Registry(json) => put_message(out, REGISTRY, |o| o.extend(json)),
         }
     }
 }

@@ -46,6 +46,8 @@ pub mod json {
     pub const PLUGINS: u8 = 0x51;
     /// Answer to reload.
     pub const RELOAD: u8 = 0x53;
+    /// Answer to registry.
+    pub const REGISTRY: u8 = 0x55;
 }
 
 /// A message from the daemon; data, text and JSON borrow from the message.
@@ -259,7 +261,7 @@ impl<'a> Event<'a> {
 
 const fn is_json(code: u8) -> bool {
     code >= json::INFO && code <= json::SET_TASK_EXEC && code.is_multiple_of(2)
-        || matches!(code, json::PLUGINS | json::RELOAD)
+        || matches!(code, json::PLUGINS | json::RELOAD | json::REGISTRY)
 }
 
 /// Outer `None`: malformed. Inner `None`: no such code.
