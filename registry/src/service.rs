@@ -1,6 +1,8 @@
 //! From a request to an answer or to a command: who may ask what. Reads are
 //! answered from the state; what changes it becomes a [`Command`].
 
+mod networks;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -10,8 +12,7 @@ use pilot_plugin::{JoinRequest, Verdict};
 use pilot_wire::NodeId;
 use pilot_wire::registry::{
     Acknowledged, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes, Heartbeat,
-    Lookup, Network, NetworkList, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname,
-    Signature, challenge,
+    Lookup, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname, Signature, challenge,
 };
 
 use crate::admins::Admins;
@@ -151,6 +152,11 @@ impl Service {
         &self.events
     }
 
+    /// Where the state is.
+    pub(crate) fn shared_state(&self) -> &RwLock<State> {
+        &self.state
+    }
+
     /// The state as it is durable now.
     pub fn state(&self) -> RwLockReadGuard<'_, State> {
         read(&self.state)
@@ -272,16 +278,6 @@ impl Service {
                 let polo_score = fields.polo_score.ok_or(Refusal::Missing("polo_score"))?;
                 Op::SetPoloScore { node: self.known(node)?, polo_score }
             }
-            "list_networks" => {
-                let members = self.state().len() as u64;
-                let name = "backbone".to_owned();
-                let backbone = Network { id: 0, name, members, join_rule: "open".to_owned() };
-                return Ok(reply(NetworkList { networks: vec![backbone] }));
-            }
-            "list_nodes" => return Err(Refusal::UnknownNetwork(fields.network_id)),
-            "create_network" | "join_network" | "leave_network" => {
-                return Err(Refusal::NetworksDisabled);
-            }
             "beacon_register" => {
                 lock(&self.beacons).register(fields.beacon_id, &fields.addr, now)?;
                 return Ok(reply(BeaconRegistered { beacon_id: fields.beacon_id }));
@@ -318,6 +314,24 @@ impl Service {
         let signature = Signature::from_base64(&fields.signature).ok_or(bad.clone())?;
         if !verifies(key, &challenge(), signature) {
             return Err(bad);
+        }
+        Ok(Signer { node, key })
+    }
+
+    /// Checks that `signature` answers the nonce that a connection was given,
+    /// and says under which key.
+    ///
+    /// # Errors
+    /// When it does not, or the node is not registered.
+    pub fn session_signer(
+        &self,
+        node: NodeId,
+        nonce: &str,
+        signature: Signature,
+    ) -> Result<Signer, Refusal> {
+        let key = self.state().node(node)?.record.key;
+        if !verifies(key, &challenge::session(node, nonce), signature) {
+            return Err(Refusal::BadSignature(node));
         }
         Ok(Signer { node, key })
     }
