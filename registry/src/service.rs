@@ -1,6 +1,8 @@
 //! From a request to an answer or to a command: who may ask what. Reads are
 //! answered from the state; what changes it becomes a [`Command`].
 
+mod networks;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -10,10 +12,10 @@ use pilot_plugin::{JoinRequest, Verdict};
 use pilot_wire::NodeId;
 use pilot_wire::registry::{
     Acknowledged, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes, Heartbeat,
-    Lookup, Network, NetworkList, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname,
-    Signature, challenge,
+    Lookup, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname, Signature, challenge,
 };
 
+use crate::admins::Admins;
 use crate::events::Events;
 use crate::limits::{Beacons, RateLimit};
 use crate::rules::{JoinRules, NoRules};
@@ -44,6 +46,30 @@ pub enum Admitted {
     Reply(Acknowledged),
     /// A change to be made durable first.
     Write(Command),
+    /// Likewise; what it led to is not yet the answer, but becomes it.
+    WriteThen(Command, Then),
+}
+
+/// Makes the answer out of what a command led to: what the state must not know,
+/// as the secret of a token, or the shape of a published answer.
+pub struct Then(Box<dyn FnOnce(Acknowledged) -> Acknowledged + Send>);
+
+impl Then {
+    /// By this function.
+    pub fn new(make: impl FnOnce(Acknowledged) -> Acknowledged + Send + 'static) -> Self {
+        Self(Box::new(make))
+    }
+
+    /// The answer.
+    pub fn answer(self, led_to: Acknowledged) -> Acknowledged {
+        (self.0)(led_to)
+    }
+}
+
+impl fmt::Debug for Then {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Then")
+    }
 }
 
 /// Everything that requests are judged by.
@@ -54,6 +80,8 @@ pub struct Service {
     owner_recovery: bool,
     rules: Arc<dyn JoinRules>,
     events: Events,
+    admins: Admins,
+    any_node_makes_networks: bool,
 }
 
 impl fmt::Debug for Service {
@@ -73,7 +101,25 @@ impl Service {
             owner_recovery,
             rules: Arc::new(NoRules),
             events: Events::default(),
+            admins: Admins::default(),
+            any_node_makes_networks: false,
         }
+    }
+
+    /// Knows these administrators, and whether nodes make networks beside them.
+    #[must_use]
+    pub(crate) fn with_admins(mut self, admins: Admins, any_node_makes_networks: bool) -> Self {
+        self.admins = admins;
+        self.any_node_makes_networks = any_node_makes_networks;
+        self
+    }
+
+    /// The name of the administrator who shows this token.
+    ///
+    /// # Errors
+    /// When it is wrong, or there are no administrators.
+    pub fn administrator(&self, token: &str) -> Result<String, Refusal> {
+        self.admins.named(token)
     }
 
     /// Asks these about joins.
@@ -104,6 +150,11 @@ impl Service {
     /// Where to say what happens.
     pub(crate) const fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Where the state is.
+    pub(crate) fn shared_state(&self) -> &RwLock<State> {
+        &self.state
     }
 
     /// The state as it is durable now.
@@ -227,16 +278,6 @@ impl Service {
                 let polo_score = fields.polo_score.ok_or(Refusal::Missing("polo_score"))?;
                 Op::SetPoloScore { node: self.known(node)?, polo_score }
             }
-            "list_networks" => {
-                let members = self.state().len() as u64;
-                let name = "backbone".to_owned();
-                let backbone = Network { id: 0, name, members, join_rule: "open".to_owned() };
-                return Ok(reply(NetworkList { networks: vec![backbone] }));
-            }
-            "list_nodes" => return Err(Refusal::UnknownNetwork(fields.network_id)),
-            "create_network" | "join_network" | "leave_network" => {
-                return Err(Refusal::NetworksDisabled);
-            }
             "beacon_register" => {
                 lock(&self.beacons).register(fields.beacon_id, &fields.addr, now)?;
                 return Ok(reply(BeaconRegistered { beacon_id: fields.beacon_id }));
@@ -273,6 +314,24 @@ impl Service {
         let signature = Signature::from_base64(&fields.signature).ok_or(bad.clone())?;
         if !verifies(key, &challenge(), signature) {
             return Err(bad);
+        }
+        Ok(Signer { node, key })
+    }
+
+    /// Checks that `signature` answers the nonce that a connection was given,
+    /// and says under which key.
+    ///
+    /// # Errors
+    /// When it does not, or the node is not registered.
+    pub fn session_signer(
+        &self,
+        node: NodeId,
+        nonce: &str,
+        signature: Signature,
+    ) -> Result<Signer, Refusal> {
+        let key = self.state().node(node)?.record.key;
+        if !verifies(key, &challenge::session(node, nonce), signature) {
+            return Err(Refusal::BadSignature(node));
         }
         Ok(Signer { node, key })
     }
