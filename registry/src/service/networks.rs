@@ -444,6 +444,16 @@ pub(super) fn after_node(
     network.members.range((Excluded(after), Unbounded)).map(|(_, member)| member)
 }
 
+/// When the next membership, token or invitation ends.
+pub(crate) fn next_expiry(state: &State) -> Option<u64> {
+    let of = |network: &Network| {
+        let members = network.members.values().filter_map(|member| member.expires);
+        members.chain(network.tokens.values().filter_map(|token| token.expires)).min()
+    };
+    let invitations = state.networks().flat_map(|n| state.invitations_to(n.record.id));
+    state.networks().filter_map(of).chain(invitations.map(|i| i.expires)).min()
+}
+
 /// What there is, for a message.
 pub(super) fn there_are(rules: &[String]) -> String {
     match rules {
