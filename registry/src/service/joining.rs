@@ -283,7 +283,7 @@ fn grant(
             kept[list].as_array().is_some_and(|all| {
                 all.iter().any(|one| match &one["id"] {
                     Value::String(id) => *id == used,
-                    id => id.to_string() == used,
+                    id => id.as_u64().is_some_and(|id| used.parse() == Ok(id)),
                 })
             })
         };
