@@ -1,7 +1,12 @@
 //! From a request to an answer or to a command: who may ask what. Reads are
 //! answered from the state; what changes it becomes a [`Command`].
 
+mod joining;
 mod networks;
+mod published_networks;
+mod views;
+
+pub(crate) use networks::next_expiry;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -82,6 +87,7 @@ pub struct Service {
     events: Events,
     admins: Admins,
     any_node_makes_networks: bool,
+    joins: joining::Joins,
 }
 
 impl fmt::Debug for Service {
@@ -103,6 +109,7 @@ impl Service {
             events: Events::default(),
             admins: Admins::default(),
             any_node_makes_networks: false,
+            joins: joining::Joins::default(),
         }
     }
 
@@ -192,7 +199,10 @@ impl Service {
         let node = NodeId(fields.node_id);
         let peer = NodeId(fields.peer_id);
         let op = match fields.kind.as_ref() {
-            "lookup" => return Ok(reply(lookup(&self.state().node(node)?.record))),
+            "lookup" => {
+                let state = self.state();
+                return Ok(reply(lookup(&state, &state.node(node)?.record)));
+            }
             "resolve" => return self.resolve(fields, asker),
             "resolve_hostname" => return self.resolve_hostname(fields),
             "heartbeat" => {
@@ -408,11 +418,12 @@ fn reply(reply: impl Into<Acknowledged>) -> Admitted {
 }
 
 /// What anybody may know of a node.
-pub(crate) fn lookup(record: &NodeRecord) -> Lookup {
+pub(crate) fn lookup(state: &State, record: &NodeRecord) -> Lookup {
+    let networks = state.memberships(record.id).map(|(network, _)| network.record.id);
     Lookup {
         node_id: record.id,
         address: record.address(),
-        networks: vec![0],
+        networks: std::iter::once(0).chain(networks).collect(),
         public_key: record.key,
         public: record.public,
         polo_score: record.polo_score,
