@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pilot_wire::registry::{ErrorReply, Fields, FrameBuffer, append_frame};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -26,8 +25,8 @@ const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Serves one connection until it ends, breaks the framing, idles or the
 /// registry stops.
-pub(crate) async fn serve(
-    mut stream: TcpStream,
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
+    mut stream: S,
     source: SocketAddr,
     service: Arc<Service>,
     writer: Writer,
