@@ -131,6 +131,17 @@ impl Session {
         }
         match self.service.admit(fields, &self.asker, unix_now()) {
             Ok(Admitted::Write(command)) => self.pending.push(command),
+            Ok(Admitted::WriteThen(command, then)) => {
+                self.flush().await;
+                let mut then = Some(then);
+                for outcome in self.writer.submit(vec![command]).await {
+                    let made = then.take();
+                    self.append_outcome(&outcome.map(|led_to| match made {
+                        Some(then) => then.answer(led_to),
+                        None => led_to,
+                    }));
+                }
+            }
             Ok(Admitted::Reply(reply)) => {
                 self.flush().await;
                 self.append(&reply);

@@ -7,6 +7,7 @@
 //! Beside that, [`plugins`] judge who may join ([`rules`]) and are told what
 //! happens (`events`); none of the above waits for them.
 
+mod admins;
 pub mod audit;
 pub mod config;
 mod connection;

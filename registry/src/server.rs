@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::admins::Admins;
 use crate::config::Config;
 use crate::connection::{serve, unix_now};
 use crate::plugins::{HostError, Plugins};
@@ -102,7 +103,9 @@ impl Registry {
             Followers { events: events.clone(), ..Followers::default() },
         )
         .map_err(StartError::Thread)?;
+        let admins = Admins::by_token(config.admin_token.as_deref());
         let service = Service::new(state, config.register_rate, config.owner_recovery)
+            .with_admins(admins, config.any_node_makes_networks)
             .with_rules(Arc::new(plugins.clone()))
             .with_events(events);
         Ok(Self { listener, local, service: Arc::new(service), writer, thread, plugins, config })

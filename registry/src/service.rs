@@ -14,6 +14,7 @@ use pilot_wire::registry::{
     Signature, challenge,
 };
 
+use crate::admins::Admins;
 use crate::events::Events;
 use crate::limits::{Beacons, RateLimit};
 use crate::rules::{JoinRules, NoRules};
@@ -44,6 +45,30 @@ pub enum Admitted {
     Reply(Acknowledged),
     /// A change to be made durable first.
     Write(Command),
+    /// Likewise; what it led to is not yet the answer, but becomes it.
+    WriteThen(Command, Then),
+}
+
+/// Makes the answer out of what a command led to: what the state must not know,
+/// as the secret of a token, or the shape of a published answer.
+pub struct Then(Box<dyn FnOnce(Acknowledged) -> Acknowledged + Send>);
+
+impl Then {
+    /// By this function.
+    pub fn new(make: impl FnOnce(Acknowledged) -> Acknowledged + Send + 'static) -> Self {
+        Self(Box::new(make))
+    }
+
+    /// The answer.
+    pub fn answer(self, led_to: Acknowledged) -> Acknowledged {
+        (self.0)(led_to)
+    }
+}
+
+impl fmt::Debug for Then {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Then")
+    }
 }
 
 /// Everything that requests are judged by.
@@ -54,6 +79,8 @@ pub struct Service {
     owner_recovery: bool,
     rules: Arc<dyn JoinRules>,
     events: Events,
+    admins: Admins,
+    any_node_makes_networks: bool,
 }
 
 impl fmt::Debug for Service {
@@ -73,7 +100,25 @@ impl Service {
             owner_recovery,
             rules: Arc::new(NoRules),
             events: Events::default(),
+            admins: Admins::default(),
+            any_node_makes_networks: false,
         }
+    }
+
+    /// Knows these administrators, and whether nodes make networks beside them.
+    #[must_use]
+    pub(crate) fn with_admins(mut self, admins: Admins, any_node_makes_networks: bool) -> Self {
+        self.admins = admins;
+        self.any_node_makes_networks = any_node_makes_networks;
+        self
+    }
+
+    /// The name of the administrator who shows this token.
+    ///
+    /// # Errors
+    /// When it is wrong, or there are no administrators.
+    pub fn administrator(&self, token: &str) -> Result<String, Refusal> {
+        self.admins.named(token)
     }
 
     /// Asks these about joins.
