@@ -191,6 +191,11 @@ impl JoinRules for Plugins {
     fn names(&self) -> Vec<String> {
         self.0.get().map(Manager::rules).unwrap_or_default()
     }
+
+    fn ready(&self) -> BoxFuture<()> {
+        let plugins = self.clone();
+        Box::pin(async move { Self::ready(&plugins).await })
+    }
 }
 
 /// How the host is started.

@@ -1,6 +1,11 @@
 //! From a request to an answer or to a command: who may ask what. Reads are
 //! answered from the state; what changes it becomes a [`Command`].
 
+mod joining;
+mod networks;
+mod published_networks;
+mod views;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -10,8 +15,7 @@ use pilot_plugin::{JoinRequest, Verdict};
 use pilot_wire::NodeId;
 use pilot_wire::registry::{
     Acknowledged, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes, Heartbeat,
-    Lookup, Network, NetworkList, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname,
-    Signature, challenge,
+    Lookup, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname, Signature, challenge,
 };
 
 use crate::admins::Admins;
@@ -81,6 +85,7 @@ pub struct Service {
     events: Events,
     admins: Admins,
     any_node_makes_networks: bool,
+    joins: joining::Joins,
 }
 
 impl fmt::Debug for Service {
@@ -102,6 +107,7 @@ impl Service {
             events: Events::default(),
             admins: Admins::default(),
             any_node_makes_networks: false,
+            joins: joining::Joins::default(),
         }
     }
 
@@ -186,7 +192,10 @@ impl Service {
         let node = NodeId(fields.node_id);
         let peer = NodeId(fields.peer_id);
         let op = match fields.kind.as_ref() {
-            "lookup" => return Ok(reply(lookup(&self.state().node(node)?.record))),
+            "lookup" => {
+                let state = self.state();
+                return Ok(reply(lookup(&state, &state.node(node)?.record)));
+            }
             "resolve" => return self.resolve(fields, asker),
             "resolve_hostname" => return self.resolve_hostname(fields),
             "heartbeat" => {
@@ -272,16 +281,8 @@ impl Service {
                 let polo_score = fields.polo_score.ok_or(Refusal::Missing("polo_score"))?;
                 Op::SetPoloScore { node: self.known(node)?, polo_score }
             }
-            "list_networks" => {
-                let members = self.state().len() as u64;
-                let name = "backbone".to_owned();
-                let backbone = Network { id: 0, name, members, join_rule: "open".to_owned() };
-                return Ok(reply(NetworkList { networks: vec![backbone] }));
-            }
-            "list_nodes" => return Err(Refusal::UnknownNetwork(fields.network_id)),
-            "create_network" | "join_network" | "leave_network" => {
-                return Err(Refusal::NetworksDisabled);
-            }
+            "list_networks" => return Ok(self.list_networks()),
+            "list_nodes" => return self.list_nodes(fields, asker),
             "beacon_register" => {
                 lock(&self.beacons).register(fields.beacon_id, &fields.addr, now)?;
                 return Ok(reply(BeaconRegistered { beacon_id: fields.beacon_id }));
@@ -394,11 +395,12 @@ fn reply(reply: impl Into<Acknowledged>) -> Admitted {
 }
 
 /// What anybody may know of a node.
-pub(crate) fn lookup(record: &NodeRecord) -> Lookup {
+pub(crate) fn lookup(state: &State, record: &NodeRecord) -> Lookup {
+    let networks = state.memberships(record.id).map(|(network, _)| network.record.id);
     Lookup {
         node_id: record.id,
         address: record.address(),
-        networks: vec![0],
+        networks: std::iter::once(0).chain(networks).collect(),
         public_key: record.key,
         public: record.public,
         polo_score: record.polo_score,
