@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::audit::{Audit, AuditError, Replay, Retention};
 use crate::config::Config;
 use crate::connection::{serve, unix_now};
 use crate::plugins::{HostError, Plugins};
@@ -53,6 +54,9 @@ pub enum StartError {
         /// What is wrong.
         source: RestoreError,
     },
+    /// The audit log cannot be used.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The system gives no thread.
     #[error("cannot start the writer thread: {0}")]
     Thread(io::Error),
@@ -88,23 +92,30 @@ impl Registry {
                 Box::new(MemoryLog)
             }
         };
-        let state = store::restore(log.as_mut()).map_err(|e| match e {
+        let retention = Retention { age: config.audit_age, bytes: config.audit_bytes };
+        let audit = Audit::open(config.store.as_deref(), retention)?;
+        let mut replay = Replay::new(&audit);
+        let restored = store::restore_with(log.as_mut(), &mut |s, c| replay.apply(s, c));
+        let state = restored.map_err(|e| match e {
             RestoreError::Store(e) => StartError::Store(e),
             source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
         })?;
+        replay.end(&state)?;
         state.touch_all(unix_now());
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));
         let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
+        audit.follow(events.clone());
         let (writer, thread) = Writer::start(
             Arc::clone(&state),
             log,
-            Followers { events: events.clone(), ..Followers::default() },
+            Followers { audit: audit.clone(), events: events.clone(), ..Followers::default() },
         )
         .map_err(StartError::Thread)?;
         let service = Service::new(state, config.register_rate, config.owner_recovery)
             .with_rules(Arc::new(plugins.clone()))
-            .with_events(events);
+            .with_events(events)
+            .with_audit(audit);
         Ok(Self { listener, local, service: Arc::new(service), writer, thread, plugins, config })
     }
 
@@ -127,6 +138,7 @@ impl Registry {
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { listener, local, service, writer, thread, plugins, config } = self;
         let events = service.events().clone();
+        let audit = service.audit().clone();
         let (stop, stopped) = watch::channel(false);
         let mut connections = JoinSet::new();
         let accept = async {
@@ -185,7 +197,12 @@ impl Registry {
         }
         connections.shutdown().await;
         drop((writer, service));
-        let closed = tokio::task::spawn_blocking(move || thread.join()).await;
+        let closed = tokio::task::spawn_blocking(move || {
+            let ended = thread.join();
+            audit.close();
+            ended
+        })
+        .await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::error!("the writer thread failed");
         }

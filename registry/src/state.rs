@@ -320,6 +320,11 @@ impl State {
         self.trust.get(&pair(node, peer)).is_some_and(stated)
     }
 
+    /// The node that an owner text stands for, registered now or not.
+    pub(crate) fn owner_node(&self, owner: &str) -> Option<NodeId> {
+        self.owners.get(owner).copied()
+    }
+
     /// The number that the next new node gets.
     pub(crate) const fn next_node(&self) -> NodeId {
         NodeId(self.next_node)
