@@ -41,14 +41,21 @@ pub(crate) const SPEC: Spec = Spec {
 async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     let plan = plan(cx, args)?;
     let mut fleet = Fleet::new(cx, plan)?;
-    fleet.run().await?;
+    let keep = args.is_set("keep");
+    if let Err(failure) = fleet.run().await {
+        if !keep {
+            // What went wrong first is what counts.
+            let _ = fleet.clean_up().await;
+        }
+        return Err(failure);
+    }
     let hold = args.is_set("hold");
     if hold {
         // At once: who waits for it cannot wait for the end.
         cx.out.answer(&Answer::new(fleet.report(), fleet.table()));
         interrupted().await?;
     }
-    if !args.is_set("keep") {
+    if !keep {
         fleet.clean_up().await?;
     }
     if hold {
