@@ -1,7 +1,9 @@
 //! Rules one by one, then random command sequences against invariants.
 
 mod model;
+mod networks;
 mod random;
+mod rows;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -51,7 +53,8 @@ fn rows(state: &State) -> Vec<Row> {
 /// The same without the count of commands.
 fn records(state: &State) -> Vec<Row> {
     let mut rows = rows(state);
-    let mut meta: rows::Meta = serde_json::from_slice(rows[0].value.as_deref().unwrap()).unwrap();
+    let mut meta: super::rows::Meta =
+        serde_json::from_slice(rows[0].value.as_deref().unwrap()).unwrap();
     meta.applied = 0;
     rows[0].value = Some(serde_json::to_vec(&meta).unwrap());
     rows

@@ -440,7 +440,7 @@ fn signer_of(op: &mut Op) -> Option<&mut Signer> {
 
 /// Of two commands that are signed, one is signed with the node's own key.
 fn sign(command: &mut Command, state: &State) {
-    if command.at % 2 == 0
+    if command.at.is_multiple_of(2)
         && let Some(by) = signer_of(&mut command.op)
         && let Ok(node) = state.node(by.node)
     {
