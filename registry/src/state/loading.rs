@@ -172,11 +172,11 @@ impl Loading {
         let (id, state) = (record.id, &mut self.state);
         // Before it takes its place, since that costs memory by its number.
         ensure(state.nodes.get(id).is_none(), || format!("node {id} stands twice"))?;
-        if !record.hostname.is_empty() {
-            let other = state.hostnames.insert(record.hostname.as_str().into(), id);
-            ensure(other.is_none(), || {
-                format!("hostname {:?} belongs to two nodes", record.hostname)
-            })?;
+        let name = &record.hostname;
+        if !name.is_empty() {
+            let other = state.hostnames.find(name, &state.nodes);
+            ensure(other.is_none(), || format!("hostname {name:?} belongs to two nodes"))?;
+            state.hostnames.insert(name, id);
         }
         state.census.count(&record);
         state.nodes.insert(Node::new(record, 0));

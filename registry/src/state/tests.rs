@@ -367,7 +367,7 @@ proptest! {
                 prop_assert!(id.0 > 0 && id.0 < state.next_node);
                 prop_assert_eq!(state.keys[&node.record.key].node, *id);
                 if !node.record.hostname.is_empty() {
-                    prop_assert_eq!(state.hostnames[&*node.record.hostname], *id);
+                    prop_assert_eq!(state.named(&node.record.hostname).unwrap().record.id, *id);
                 }
             }
             prop_assert_eq!(

@@ -196,6 +196,30 @@ fn joining_again_renews_and_keeps_when_it_began() {
 }
 
 #[test]
+fn what_ends_at_once_is_bounded_and_the_rest_ends_next() {
+    let mut state = three();
+    let networks = MAX_ENDED.div_ceil(MAX_TOKENS) + 1;
+    for n in 0..networks {
+        let network = made(&mut state, create(admin(), &format!("n{n}"), "token"));
+        for t in 0..MAX_TOKENS {
+            let Op::CreateToken { by, id, salt, hash, uses, expires, tags, .. } =
+                token(&format!("t{t}"), None, Some(1500))
+            else {
+                panic!()
+            };
+            let op = Op::CreateToken { by, network, id, salt, hash, uses, expires, tags };
+            state.apply(&command(op)).unwrap();
+        }
+    }
+    let left = |state: &State| state.networks().map(|n| n.tokens.len()).sum::<usize>();
+    state.apply(&at(1500, Op::Expire {})).unwrap();
+    assert_eq!(left(&state), networks * MAX_TOKENS - MAX_ENDED);
+    assert_eq!(state.next_end(), Some(1500));
+    state.apply(&at(1500, Op::Expire {})).unwrap();
+    assert_eq!((left(&state), state.next_end()), (0, None));
+}
+
+#[test]
 fn a_membership_outlives_the_registration() {
     let mut state = three();
     made(&mut state, create(admin(), "lab", "open"));
