@@ -11,6 +11,7 @@ mod admins;
 pub mod audit;
 pub mod config;
 mod connection;
+mod denials;
 mod events;
 mod limits;
 pub mod plugins;

@@ -1,5 +1,7 @@
 //! Listening, connections, the reaper, and an orderly end.
 
+mod files;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -11,13 +13,16 @@ use std::time::Duration;
 use pilot_beacon::server::listen_candidates;
 use pilot_host::events::Happening;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admins::Admins;
 use crate::config::Config;
-use crate::connection::{serve, unix_now};
+use crate::connection::{Shared, serve, unix_now};
+use crate::denials::{Denials, Teller};
+use crate::limits::Places;
 use crate::plugins::{HostError, Plugins};
+use crate::push::Hub;
 use crate::service::Service;
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
@@ -72,6 +77,7 @@ pub struct Registry {
     service: Arc<Service>,
     writer: Writer,
     thread: JoinHandle<()>,
+    hub: Hub,
     plugins: Plugins,
     config: Config,
 }
@@ -91,18 +97,21 @@ impl Registry {
                 Box::new(MemoryLog)
             }
         };
-        let state = store::restore(log.as_mut()).map_err(|e| match e {
+        let mut state = store::restore(log.as_mut()).map_err(|e| match e {
             RestoreError::Store(e) => StartError::Store(e),
             source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
         })?;
         state.touch_all(unix_now());
+        // Nobody has a session yet who could be told of these.
+        drop(state.take_changes());
+        let hub = Hub::at(state.applied());
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));
         let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
         let (writer, thread) = Writer::start(
             Arc::clone(&state),
             log,
-            Followers { events: events.clone(), ..Followers::default() },
+            Followers { hub: hub.clone(), events: events.clone(), ..Followers::default() },
         )
         .map_err(StartError::Thread)?;
         let admins = Admins::by_token(config.admin_token.as_deref());
@@ -110,7 +119,8 @@ impl Registry {
             .with_admins(admins, config.any_node_makes_networks)
             .with_rules(Arc::new(plugins.clone()))
             .with_events(events);
-        Ok(Self { listener, local, service: Arc::new(service), writer, thread, plugins, config })
+        let service = Arc::new(service);
+        Ok(Self { listener, local, service, writer, thread, hub, plugins, config })
     }
 
     /// What judges requests.
@@ -123,6 +133,11 @@ impl Registry {
         &self.plugins
     }
 
+    /// Who has a session.
+    pub const fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
     /// Where it listens.
     pub const fn local_addr(&self) -> SocketAddr {
         self.local
@@ -130,31 +145,32 @@ impl Registry {
 
     /// Serves until `shutdown` completes; returns when the state is closed.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, local, service, writer, thread, plugins, config } = self;
+        let Self { listener, local, service, writer, thread, hub, plugins, config } = self;
         let events = service.events().clone();
+        let (denials, teller) = Denials::new(events.clone());
+        let (end_telling, telling) = tell_denials(teller, &writer);
+        let shared = Shared::new(Arc::clone(&service), writer.clone(), hub, denials, config.idle);
+        let shared = Arc::new(shared);
+        let places = Places::new(files::connections(config.max_connections));
         let (stop, stopped) = watch::channel(false);
         let mut connections = JoinSet::new();
         let accept = async {
             loop {
                 tokio::select! {
                     accepted = listener.accept() => match accepted {
-                        // At the bound a newcomer is closed at once.
-                        Ok((_, source)) if connections.len() >= config.max_connections => {
-                            tracing::debug!("connection refused: max-connections reached");
-                            let why = format_args!(
-                                "there are {} connections; see max-connections",
-                                connections.len()
-                            );
-                            events.refused("max_connections", source, why);
-                        }
-                        Ok((stream, source)) => {
-                            // Costs latency only if it fails.
-                            let _ = stream.set_nodelay(true);
-                            let (service, writer) = (Arc::clone(&service), writer.clone());
-                            let stopped = stopped.clone();
-                            connections.spawn(
-                                serve(stream, source, service, writer, config.idle, stopped));
-                        }
+                        // Without a place a newcomer is closed at once.
+                        Ok((stream, source)) => match places.take(source.ip()) {
+                            Ok(place) => {
+                                // Costs latency only if it fails.
+                                let _ = stream.set_nodelay(true);
+                                let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+                                connections.spawn(serve(stream, source, place, shared, stopped));
+                            }
+                            Err(e) => {
+                                tracing::debug!("connection refused: {e}");
+                                events.refused(e.code(), source, e);
+                            }
+                        },
                         Err(e) => {
                             tracing::warn!("accept: {e}");
                             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -191,7 +207,11 @@ impl Registry {
             tracing::warn!("connections still open are cut off");
         }
         connections.shutdown().await;
-        drop((writer, service));
+        let _ = end_telling.send(());
+        if telling.await.is_err() {
+            tracing::error!("the task that tells of refusals failed");
+        }
+        drop((writer, service, shared));
         let closed = tokio::task::spawn_blocking(move || thread.join()).await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::error!("the writer thread failed");
@@ -200,6 +220,15 @@ impl Registry {
         events.close().await;
         tracing::info!("registry ended");
     }
+}
+
+/// Tells the audit log of refusals until told to end.
+fn tell_denials(
+    teller: Teller,
+    writer: &Writer,
+) -> (oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+    let (end, ended) = oneshot::channel();
+    (end, tokio::spawn(teller.run(writer.clone(), ended)))
 }
 
 /// Removes nodes that were silent for too long, for ever. A heartbeat that
