@@ -21,6 +21,10 @@ pub mod server;
 pub mod service;
 pub mod state;
 pub mod store;
+pub mod tools {
+    //! What the program does beside serving.
+    pub mod audit;
+}
 mod writer;
 
 pub use config::{Config, ConfigError};

@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admins::Admins;
+use crate::audit::{Audit, AuditError, Replay, Retention};
 use crate::config::Config;
 use crate::connection::{Shared, serve, unix_now};
 use crate::denials::{Denials, Teller};
@@ -61,6 +62,9 @@ pub enum StartError {
         /// What is wrong.
         source: RestoreError,
     },
+    /// The audit log cannot be used.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The system gives no thread.
     #[error("cannot start the writer thread: {0}")]
     Thread(io::Error),
@@ -97,10 +101,15 @@ impl Registry {
                 Box::new(MemoryLog)
             }
         };
-        let mut state = store::restore(log.as_mut()).map_err(|e| match e {
+        let retention = Retention { age: config.audit_age, bytes: config.audit_bytes };
+        let audit = Audit::open(config.store.as_deref(), retention)?;
+        let mut replay = Replay::new(&audit);
+        let restored = store::restore_with(log.as_mut(), &mut |s, c| replay.apply(s, c));
+        let mut state = restored.map_err(|e| match e {
             RestoreError::Store(e) => StartError::Store(e),
             source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
         })?;
+        replay.end(&state)?;
         state.touch_all(unix_now());
         // Nobody has a session yet who could be told of these.
         drop(state.take_changes());
@@ -108,17 +117,19 @@ impl Registry {
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));
         let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
+        audit.follow(events.clone());
         let (writer, thread) = Writer::start(
             Arc::clone(&state),
             log,
-            Followers { hub: hub.clone(), events: events.clone(), ..Followers::default() },
+            Followers { audit: audit.clone(), hub: hub.clone(), events: events.clone() },
         )
         .map_err(StartError::Thread)?;
         let admins = Admins::by_token(config.admin_token.as_deref());
         let service = Service::new(state, config.register_rate, config.owner_recovery)
             .with_admins(admins, config.any_node_makes_networks)
             .with_rules(Arc::new(plugins.clone()))
-            .with_events(events);
+            .with_events(events)
+            .with_audit(audit);
         let service = Arc::new(service);
         Ok(Self { listener, local, service, writer, thread, hub, plugins, config })
     }
@@ -152,6 +163,7 @@ impl Registry {
         let shared = Shared::new(Arc::clone(&service), writer.clone(), hub, denials, config.idle);
         let shared = Arc::new(shared);
         let places = Places::new(files::connections(config.max_connections));
+        let audit = service.audit().clone();
         let (stop, stopped) = watch::channel(false);
         let mut connections = JoinSet::new();
         let accept = async {
@@ -212,7 +224,12 @@ impl Registry {
             tracing::error!("the task that tells of refusals failed");
         }
         drop((writer, service, shared));
-        let closed = tokio::task::spawn_blocking(move || thread.join()).await;
+        let closed = tokio::task::spawn_blocking(move || {
+            let ended = thread.join();
+            audit.close();
+            ended
+        })
+        .await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::error!("the writer thread failed");
         }
