@@ -726,7 +726,9 @@ fn a_session_whose_key_was_replaced_acts_no_more() {
         let mut a = Node::new(addr, 1);
         a.enter(lab, json!({}));
         let other = Identity::new(77);
-        let rotate = a.key.signed("rotate_key", a.id, json!({"new_public_key": other.public()}));
+        let rotate = json!({"type": "rotate_key", "node_id": a.id,
+                            "new_public_key": other.public(),
+                            "signature": a.key.sign(&format!("rotate:{}", a.id))});
         assert_eq!(Client::connect(addr).ask(rotate)["type"], "rotate_key_ok");
         // It is ended; what came before the end is refused.
         let request = json!({"type": "network_members", "network": lab});
