@@ -24,7 +24,7 @@ use crate::denials::{Denials, Teller};
 use crate::limits::Places;
 use crate::plugins::{HostError, Plugins};
 use crate::push::Hub;
-use crate::service::{Service, next_expiry};
+use crate::service::Service;
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
 use crate::writer::{Followers, Writer};
@@ -274,7 +274,7 @@ async fn expire(service: &Service, writer: &Writer) {
     loop {
         interval.tick().await;
         let now = unix_now();
-        let due = next_expiry(&service.state()).is_some_and(|next| next <= now);
+        let due = service.state().next_end().is_some_and(|next| next <= now);
         if due {
             let outcomes = writer.submit(vec![Command::own(now, Op::Expire {})]).await;
             if let Some(Err(refusal)) = outcomes.first() {

@@ -6,8 +6,6 @@ mod networks;
 mod published_networks;
 mod views;
 
-pub(crate) use networks::next_expiry;
-
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
