@@ -20,6 +20,7 @@ use super::membership::Order;
 use super::registry::RegistryError;
 use super::{CallError, ControlEvent, ControlParts, ControlStatus};
 use crate::events::Events;
+use crate::networks::Networks;
 use crate::node::NodeHandle;
 use crate::plugins::PeerBook;
 use crate::state::Store;
@@ -59,6 +60,7 @@ pub(super) struct Lookups {
     node: NodeHandle,
     trust: TrustHandle,
     peers: PeerBook,
+    networks: Networks,
     events: Events,
     orders: mpsc::Sender<Order>,
     status: Arc<watch::Sender<ControlStatus>>,
@@ -84,6 +86,7 @@ impl Lookups {
             node: parts.node.clone(),
             trust: parts.trust.clone(),
             peers: parts.peers.clone(),
+            networks: parts.networks.clone(),
             events: parts.events.clone(),
             orders,
             status,
@@ -125,7 +128,10 @@ impl Lookups {
             Ask::Key(node) => self.key_for_loop(node).await,
             Ask::KeyFor(node, answer) => self.key_for(node, answer),
             Ask::Observed(endpoint) => self.order(Order::Observed(endpoint)),
-            Ask::Peer(node, endpoint) => self.store.set_peer_endpoint(node, endpoint),
+            Ask::Peer(node, endpoint) => {
+                self.networks.watched().touch(node);
+                self.store.set_peer_endpoint(node, endpoint);
+            }
             Ask::Call(call, answer) => self.call(call, answer),
             Ask::Expect => self.order(Order::Expect),
             Ask::Poll(done) => {
@@ -150,6 +156,7 @@ impl Lookups {
     }
 
     async fn endpoint(&mut self, node: NodeId) {
+        self.networks.watched().touch(node);
         if self.endpoints.contains(&node) {
             return;
         }
@@ -226,7 +233,10 @@ impl Lookups {
                 self.refused.remove(&node);
                 remember(&mut self.fresh, node);
                 let key = found.public_key.0;
-                self.peers.learn(found);
+                // Before the key: what the peer sends next is to be permitted.
+                self.networks.found(node, &found.networks).await;
+                let networks = self.networks.ours(&found.networks);
+                self.peers.learn(Lookup { networks, ..found });
                 Some(self.accept_key(node, key).await)
             }
             Ok(_) => None,

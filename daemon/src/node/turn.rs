@@ -407,6 +407,15 @@ impl Node {
             Order::Permission { node, permission } => {
                 self.hub.core.handle(Input::Permission { node, permission }, now);
             }
+            Order::Networks(networks) => self.hub.core.handle(Input::Networks(&networks), now),
+            Order::Shared { node, networks } => {
+                self.hub.core.handle(Input::Shared { node, networks: &networks }, now);
+            }
+            Order::Broadcast { to, recipients, data } => {
+                if let Err(error) = self.hub.core.broadcast(to, &recipients, 0, &data, now) {
+                    debug!(%to, %error, "a broadcast was not sent");
+                }
+            }
             Order::Forget { node } => self.hub.core.forget_peer(node),
             Order::Control(event) => self.control(event, now),
             Order::Client(stream) => self.take_client(stream),
