@@ -150,7 +150,7 @@ impl Networks {
     pub(crate) async fn found(&self, node: NodeId, networks: &[u16]) {
         let networks = self.ours(networks);
         if networks.is_empty() {
-            self.watched.touch(node);
+            // Anybody can make this node look a stranger up.
             return;
         }
         let shared = self.permits.add_shared(node, &networks).await;

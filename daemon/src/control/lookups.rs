@@ -128,10 +128,7 @@ impl Lookups {
             Ask::Key(node) => self.key_for_loop(node).await,
             Ask::KeyFor(node, answer) => self.key_for(node, answer),
             Ask::Observed(endpoint) => self.order(Order::Observed(endpoint)),
-            Ask::Peer(node, endpoint) => {
-                self.networks.watched().touch(node);
-                self.store.set_peer_endpoint(node, endpoint);
-            }
+            Ask::Peer(node, endpoint) => self.store.set_peer_endpoint(node, endpoint),
             Ask::Call(call, answer) => self.call(call, answer),
             Ask::Expect => self.order(Order::Expect),
             Ask::Poll(done) => {

@@ -537,7 +537,8 @@ impl Membership {
         }
         self.parts.node.control(ControlEvent::Discover).await;
         let state = self.parts.member.session().state();
-        if !new && matches!(state.standing, Standing::Failed) {
+        let lacking = matches!(state.standing, Standing::Failed | Standing::None);
+        if !new && lacking && self.reopen.is_none() {
             // Whatever stood against it may have gone.
             self.parts.member.session().forget();
             self.open_session().await;

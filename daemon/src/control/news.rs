@@ -83,12 +83,11 @@ impl Listener {
         self.parts.member.session().handled(connection, seq);
     }
 
-    /// Membership takes orders while it waits for the registry, too late for
-    /// news: what does not fit is one that it has already.
+    /// Membership may be waiting for the registry, whose answers do not wait for
+    /// this: news that come meanwhile are kept until their bound.
     async fn order(&self, order: Order) {
-        if self.orders.try_send(order).is_err() {
-            tracing::debug!("membership is busy, news were dropped");
-        }
+        // An error means that membership has ended.
+        let _ = self.orders.send(order).await;
     }
 
     /// All of it. When the registry has another state than before, it may have

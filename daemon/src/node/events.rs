@@ -276,6 +276,7 @@ impl Hub {
 
     fn tunnel_up(&mut self, node: NodeId, relay: bool, rekeyed: bool) {
         info!(peer = %node, relay, rekeyed, "authenticated tunnel");
+        self.plane.met(node);
         let endpoint =
             self.core.peers().into_iter().find(|p| p.node == node).and_then(|p| p.endpoint);
         if let Some(endpoint) = endpoint.filter(|_| !rekeyed) {

@@ -86,6 +86,8 @@ pub trait Plane {
     fn observed(&self, endpoint: SocketAddr);
     /// A peer proved its identity from `endpoint`.
     fn note_peer(&self, node: NodeId, endpoint: SocketAddr);
+    /// A peer proved its identity, by whatever way.
+    fn met(&self, node: NodeId);
     /// Send a datagram to all of a network. The answer says nothing when it was
     /// sent.
     ///
@@ -129,6 +131,10 @@ impl Plane for ControlPlane {
 
     fn note_peer(&self, node: NodeId, endpoint: SocketAddr) {
         self.control.note_peer(node, endpoint);
+    }
+
+    fn met(&self, node: NodeId) {
+        self.networks.watched().touch(node);
     }
 
     fn broadcast(&self, to: SocketAddress, data: &[u8]) -> Result<Answer, Refused> {

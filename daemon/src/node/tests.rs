@@ -6,6 +6,7 @@ mod hello;
 mod hosted;
 mod hostile;
 mod lane;
+mod networks;
 mod plugins;
 mod published;
 mod services;
@@ -97,6 +98,8 @@ impl Plane for FakePlane {
     fn note_peer(&self, node: NodeId, _: SocketAddr) {
         self.noted.borrow_mut().push(node);
     }
+
+    fn met(&self, _: NodeId) {}
 
     /// Member of network 5 with nodes 1 to 3, as far as the rest of the
     /// directory goes.

@@ -209,6 +209,7 @@ async fn silence_is_noticed_within_ten_seconds() {
     let address = Some(mock.address.to_string());
     let member = Member::with_limits(address, None, identity, Limits::DEFAULT);
     member.set_node(NodeId(7));
+    mock.state().known.insert(7);
     member.open_session(Vec::new()).await.unwrap();
     member.beat().await.unwrap();
     let mut link = member.registry().link();
