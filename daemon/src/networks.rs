@@ -83,6 +83,8 @@ pub struct NetworksInbox {
 struct Published {
     memberships: BTreeMap<u16, Membership>,
     status: Vec<Status>,
+    /// Grows with every change of memberships.
+    generation: u64,
     /// How often each network may still be spoken to.
     buckets: BTreeMap<u16, broadcast::Bucket>,
 }
@@ -144,6 +146,11 @@ impl Networks {
     pub(crate) fn ours(&self, networks: &[u16]) -> Vec<u16> {
         let shared = self.lock();
         networks.iter().copied().filter(|n| shared.memberships.contains_key(n)).collect()
+    }
+
+    /// Another number than before says that this node is in other networks.
+    pub(crate) fn generation(&self) -> u64 {
+        self.lock().generation
     }
 
     /// The registry said what a peer is in, and perhaps not all of it.

@@ -68,6 +68,9 @@ pub(super) struct Lookups {
     endpoints: HashSet<NodeId>,
     fresh: HashMap<NodeId, Instant>,
     refused: HashMap<NodeId, Instant>,
+    /// What was found when this node was in other networks says nothing of who
+    /// shares those of now.
+    generation: u64,
     tokens: f64,
     refilled: Instant,
     running: JoinSet<Found>,
@@ -94,6 +97,7 @@ impl Lookups {
             endpoints: HashSet::new(),
             fresh: HashMap::new(),
             refused: HashMap::new(),
+            generation: 0,
             tokens: LOOKUP_BURST,
             refilled: Instant::now(),
             running: JoinSet::new(),
@@ -193,6 +197,10 @@ impl Lookups {
 
     /// A key, or that there is none, as far as it is known without asking.
     fn known_key(&mut self, node: NodeId) -> Option<Option<[u8; 32]>> {
+        let generation = self.networks.generation();
+        if std::mem::replace(&mut self.generation, generation) != generation {
+            self.fresh.clear();
+        }
         let fresh = self.fresh.get(&node).is_some_and(|at| at.elapsed() < FRESH);
         if let Some(pinned) = self.pins.key(node) {
             if !fresh && !self.member.is_cut_off() {

@@ -22,10 +22,18 @@ use crate::events::other;
 /// up to half at random.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// The pause after an attempt that the registry did not answer.
+const AWAY_PAUSE: Duration = Duration::from_secs(2);
 /// The longest sleep: clocks are set, and memberships end by the clock.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// Why a membership ended that has a term.
 const EXPIRED: &str = "expired";
+/// A membership that ends within so many seconds and is not known to the
+/// registry any more has expired there.
+const SKEW: u64 = 300;
+/// A membership with less left than this, in seconds, is not taken for success:
+/// clocks may differ, and joining must not turn into a loop.
+const SHORT: u64 = 60;
 /// Networks that are shown though this node has left them and no configuration
 /// names them; beyond it the oldest are forgotten.
 const MAX_LEFT: usize = 64;
@@ -38,6 +46,8 @@ pub(super) struct Task {
     entries: Vec<Entry>,
     /// The registry has said on this session which memberships there are.
     synced: bool,
+    /// It has said so in this run.
+    heard: bool,
     joins: JoinSet<(usize, Result<Membership, Failed>)>,
 }
 
@@ -55,6 +65,8 @@ struct Entry {
     joining: bool,
     /// When its membership is renewed, Unix seconds.
     renew: Option<u64>,
+    /// Little was left of the membership when it came.
+    short: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +96,7 @@ impl Task {
             memberships: BTreeMap::new(),
             entries,
             synced: false,
+            heard: false,
             joins: JoinSet::new(),
         };
         for membership in memberships.into_values() {
@@ -134,7 +147,7 @@ impl Task {
                 if let Some((all, renewed)) = all {
                     self.sync(all, renewed).await;
                 }
-                self.synced = true;
+                (self.synced, self.heard) = (true, true);
                 done
             }
             News::Joined(membership, done) => {
@@ -160,9 +173,18 @@ impl Task {
             .copied()
             .filter(|network| all.iter().all(|m| m.network != *network))
             .collect();
+        let now = (self.parts.clock)();
         for network in gone {
-            let reason = if renewed { "lost by the registry" } else { "removed" };
-            self.leave(network, None, reason, renewed).await;
+            let expires = self.memberships.get(&network).and_then(|m| m.expires);
+            let reason = match renewed {
+                true => "lost by the registry",
+                // The registry's clock decides, and may be ahead.
+                false if expires.is_some_and(|at| at <= now + SKEW) => EXPIRED,
+                false => "removed",
+            };
+            // What the configuration names is joined at every start.
+            let again = reason != "removed" || !self.heard;
+            self.leave(network, None, reason, again).await;
         }
         for membership in all {
             self.adopt(membership).await;
@@ -197,9 +219,14 @@ impl Task {
         entry.id = Some(membership.network);
         entry.name = Some(membership.name.clone());
         entry.stand(State::Joined, None, now);
-        (entry.next_try, entry.pause) = (None, FIRST_PAUSE);
+        entry.next_try = None;
+        let left = membership.expires.map(|at| at.saturating_sub(now));
+        entry.short = left.is_some_and(|left| left < SHORT);
+        if !entry.short {
+            entry.pause = FIRST_PAUSE;
+        }
         // At 80 % of what is left of it.
-        entry.renew = membership.expires.map(|at| now + at.saturating_sub(now) * 4 / 5);
+        entry.renew = left.map(|left| now + (left * 4 / 5).max(1));
         self.memberships.insert(membership.network, membership);
     }
 
@@ -221,6 +248,7 @@ impl Task {
             pause: FIRST_PAUSE,
             joining: false,
             renew: None,
+            short: false,
         });
         self.entries.len() - 1
     }
@@ -234,7 +262,14 @@ impl Task {
         if let Some(entry) = self.entries.iter_mut().find(|e| e.is(network, &name)) {
             let state = if again && entry.wanted.is_some() { State::Waiting } else { State::Left };
             entry.stand(state, Some(reason.to_owned()), now);
-            (entry.next_try, entry.renew, entry.pause) = (None, None, FIRST_PAUSE);
+            (entry.next_try, entry.renew) = (None, None);
+            if entry.short {
+                entry.back_off();
+            }
+            if matches!(&entry.wanted, Some(w) if matches!(w.network, NetworkRef::Name(_))) {
+                // The next one of that name may have another number.
+                entry.id = None;
+            }
         }
         self.forget_left();
         if before.is_none() {
@@ -263,6 +298,7 @@ impl Task {
 
     /// Makes a change of memberships count.
     async fn changed(&mut self) {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).generation += 1;
         self.publish();
         self.parts.permits.set_own(numbers(&self.memberships)).await;
         self.parts.store.set_memberships(self.memberships.values().cloned().collect());
@@ -324,7 +360,7 @@ impl Task {
     }
 
     async fn tried(&mut self, index: usize, result: Result<Membership, Failed>) {
-        let (now, moment) = ((self.parts.clock)(), Instant::now());
+        let now = (self.parts.clock)();
         let Some(entry) = self.entries.get_mut(index) else { return };
         entry.joining = false;
         let failed = match result {
@@ -337,8 +373,6 @@ impl Task {
             Err(failed) => failed,
         };
         let reason = failed.to_string();
-        let pause = entry.pause.mul_f64(rand::random_range(0.5..1.0));
-        entry.next_try = Some(moment + pause);
         let away = matches!(
             &failed,
             Failed::Registry(
@@ -349,12 +383,13 @@ impl Task {
             )
         );
         if away {
+            entry.next_try = Some(Instant::now() + AWAY_PAUSE);
             if entry.state == State::Joining {
                 entry.stand(State::Waiting, Some(reason), now);
             }
             return;
         }
-        entry.pause = (entry.pause * 2).min(LONGEST_PAUSE);
+        let pause = entry.back_off();
         let shown = entry.shown();
         tracing::warn!("network {shown} cannot be joined: {reason}; next attempt in {pause:.0?}");
         if entry.state == State::Joining {
@@ -424,7 +459,16 @@ impl Entry {
             pause: FIRST_PAUSE,
             joining: false,
             renew: None,
+            short: false,
         }
+    }
+
+    /// Puts the next attempt off, each time for longer. Returns for how long.
+    fn back_off(&mut self) -> Duration {
+        let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));
+        self.next_try = Some(Instant::now() + pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        pause
     }
 
     /// Whether it is about this network.

@@ -295,3 +295,42 @@ async fn too_many_members_are_too_many() {
     let refused = rig.networks.broadcast(to, b"x").unwrap().await.unwrap_err();
     assert!(refused.text.contains("more than 4096 members"), "{refused}");
 }
+
+/// A membership that is over when it comes, as with clocks that differ, does not
+/// make a loop of joining.
+#[tokio::test]
+async fn a_membership_that_comes_expired_is_not_asked_for_again_at_once() {
+    let mock = registry(&[]).await;
+    let over = json!({"membership": membership(Some(5))});
+    mock.state().answers.insert("network_join".into(), over);
+    let rig = rig_of(&mock, Setting { wanted: vec![wanted(&[])], ..Setting::default() });
+    until("it came and went", || {
+        let names = rig.said.names();
+        names.iter().any(|n| n == "network.left") && !status(&rig)["next_try"].is_null()
+    })
+    .await;
+    assert_eq!(
+        (&status(&rig)["state"], &status(&rig)["reason"]),
+        (&json!("waiting"), &json!("expired"))
+    );
+    let beats = mock.count("heartbeat");
+    until("time passes", || mock.count("heartbeat") > beats + 10).await;
+    assert_eq!(mock.count("network_join"), 1);
+}
+
+/// What the configuration names is joined at every start, also when the
+/// registry has forgotten it meanwhile.
+#[tokio::test]
+async fn a_start_joins_what_was_lost_meanwhile() {
+    let mock = registry(&[]).await;
+    mock.state().answers.insert("network_join".into(), json!({"membership": membership(None)}));
+    let known = |store: &Store| {
+        store.set_member(NodeId(7), Address::backbone(NodeId(7)));
+        store.set_epoch("e1".to_owned());
+        store.set_memberships(vec![serde_json::from_value(membership(None)).unwrap()]);
+    };
+    let setting =
+        Setting { wanted: vec![wanted(&[])], prepare: Box::new(known), ..Setting::default() };
+    let rig = rig_of(&mock, setting);
+    until("joined", || mock.count("network_join") == 1 && status(&rig)["state"] == "joined").await;
+}

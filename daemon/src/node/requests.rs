@@ -55,6 +55,22 @@ impl Hub {
     }
 }
 
+impl Hub {
+    /// The same for a plugin, which hears of nothing.
+    pub(crate) fn broadcast_of_plugin(&mut self, to: SocketAddress, data: &[u8]) {
+        match self.plane.broadcast(to, data) {
+            Ok(answer) => {
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = answer.await {
+                        tracing::debug!(%to, %error, "a plugin's broadcast was not sent");
+                    }
+                });
+            }
+            Err(error) => tracing::debug!(%to, %error, "a plugin's broadcast was not sent"),
+        }
+    }
+}
+
 /// Tells a client what the control plane answered.
 pub(crate) fn deliver(client: &mut Client, answered: &Answered) {
     let Some(tag) = answered.tag else {

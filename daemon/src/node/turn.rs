@@ -389,6 +389,11 @@ impl Node {
         let now = self.hub.now();
         match order {
             Order::Dial { to, answer } => self.dial(to, answer, now),
+            Order::Datagram { to, data, .. }
+                if to.address.is_broadcast() && to.address.network != 0 =>
+            {
+                self.hub.broadcast_of_plugin(to, &data);
+            }
             Order::Datagram { to, source_port, data } => {
                 if let Err(error) = self.hub.core.send_datagram_from(to, source_port, &data, now) {
                     debug!(%to, %error, "a plugin's datagram was not sent");

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use pilot_wire::registry::{FrameBuffer, append_frame};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
@@ -54,6 +54,8 @@ pub(crate) struct State {
     /// Answers to requests beyond the published ones, by type, without it.
     pub(crate) answers: BTreeMap<String, Value>,
     sessions: Vec<UnboundedSender<Vec<u8>>>,
+    /// Speaks TLS to whoever connects from now on.
+    pub(crate) tls: Option<pilot_tls::TlsAcceptor>,
 }
 
 pub(crate) struct Mock {
@@ -132,17 +134,28 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         state.lock().unwrap().connections += 1;
-        connections.spawn(serve(stream, state.clone()));
+        let (tls, state) = (state.lock().unwrap().tls.clone(), state.clone());
+        connections.spawn(async move {
+            match tls {
+                None => serve(stream, state).await,
+                Some(acceptor) => {
+                    // One that does not like the certificate goes away.
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        serve(stream, state).await;
+                    }
+                }
+            }
+        });
     }
 }
 
-async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<State>>) {
     let mut input = FrameBuffer::new();
     let (session, mut pushes) = unbounded_channel::<Vec<u8>>();
     loop {
         tokio::select! {
             Some(push) = pushes.recv() => {
-                if stream.write_all(&push).await.is_err() {
+                if stream.write_all(&push).await.is_err() || stream.flush().await.is_err() {
                     return;
                 }
                 continue;
@@ -179,7 +192,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
                     }
                 }
             }
-            if stream.write_all(&out).await.is_err() {
+            if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
                 return;
             }
         }

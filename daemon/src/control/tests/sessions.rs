@@ -242,3 +242,24 @@ async fn news_that_nobody_handles_end_the_connection() {
         tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap().unwrap().clone();
     assert!(ended.error.unwrap().contains("more news"));
 }
+
+#[tokio::test]
+async fn only_the_registry_with_the_pinned_certificate_is_spoken_to() {
+    let mock = registry().await;
+    let server = pilot_tls::ServerIdentity::ephemeral().unwrap();
+    mock.state().tls = Some(server.acceptor(None).unwrap());
+    let member = |pin| {
+        let identity = Identity::generate().unwrap();
+        let member = Member::with_limits(Some(mock.address.to_string()), pin, identity, LIMITS);
+        member.set_node(NodeId(7));
+        member
+    };
+    let good = member(Some(server.fingerprint()));
+    assert_eq!(good.open_session(Vec::new()).await.unwrap().epoch, "e1");
+    let wrong: pilot_tls::Pin = "ab".repeat(32).parse().unwrap();
+    for (pin, expected) in [(Some(wrong), "fingerprint"), (None, "")] {
+        let error = member(pin).open_session(Vec::new()).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    assert_eq!(mock.count("session_open"), 1);
+}
