@@ -5,7 +5,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pilot_beacon::server::listen_candidates;
@@ -14,13 +13,14 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::connection::{serve, unix_now};
 use crate::plugins::{HostError, Plugins};
 use crate::service::Service;
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
-use crate::writer::{Followers, Writer};
+use crate::writer::{Followers, Thread, Writer, WriterError};
 
 /// Connections get so long to send their last answers.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -61,6 +61,14 @@ pub enum StartError {
     Plugins(#[from] HostError),
 }
 
+/// Why a registry ends by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It can change its state no more.
+    #[error("the registry has stopped serving: {0}")]
+    Writer(#[from] WriterError),
+}
+
 /// A registry that listens and has its state, but does not answer yet.
 #[derive(Debug)]
 pub struct Registry {
@@ -68,7 +76,7 @@ pub struct Registry {
     local: SocketAddr,
     service: Arc<Service>,
     writer: Writer,
-    thread: JoinHandle<()>,
+    thread: Thread,
     plugins: Plugins,
     config: Config,
 }
@@ -82,16 +90,18 @@ impl Registry {
         let listener = listen(&config).await?;
         let local = listener.local_addr().map_err(|e| listen_error(&config, e))?;
         let mut log: Box<dyn CommandLog> = match &config.store {
-            Some(path) => Box::new(SqliteLog::open(path)?),
+            Some(path) => {
+                let log = SqliteLog::open(path).map_err(|e| state_error(&config, e))?;
+                Box::new(log)
+            }
             None => {
                 tracing::warn!("no -store is set: the state is lost when the registry ends");
                 Box::new(MemoryLog)
             }
         };
-        let state = store::restore(log.as_mut()).map_err(|e| match e {
-            RestoreError::Store(e) => StartError::Store(e),
-            source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
-        })?;
+        let audit = Audit::default();
+        let state =
+            store::restore(log.as_mut(), &audit).map_err(|e| state_error(&config, e))?;
         state.touch_all(unix_now());
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));
@@ -99,7 +109,7 @@ impl Registry {
         let (writer, thread) = Writer::start(
             Arc::clone(&state),
             log,
-            Followers { events: events.clone(), ..Followers::default() },
+            Followers { audit, events: events.clone(), ..Followers::default() },
         )
         .map_err(StartError::Thread)?;
         let service = Service::new(state, config.register_rate, config.owner_recovery)
@@ -124,8 +134,11 @@ impl Registry {
     }
 
     /// Serves until `shutdown` completes; returns when the state is closed.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, local, service, writer, thread, plugins, config } = self;
+    ///
+    /// # Errors
+    /// When the state can no longer be changed. It has stopped serving then.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Self { listener, local, service, writer, mut thread, plugins, config } = self;
         let events = service.events().clone();
         let (stop, stopped) = watch::channel(false);
         let mut connections = JoinSet::new();
@@ -173,6 +186,7 @@ impl Registry {
             () = accept => {}
             () = reap(&service, &writer, &config) => {}
             () = started => {}
+            () = thread.ended() => tracing::error!("the state can no longer be changed, ending"),
             () = shutdown => {}
         }
         events.emit(|| Happening::RegistryStopping);
@@ -186,12 +200,13 @@ impl Registry {
         connections.shutdown().await;
         drop((writer, service));
         let closed = tokio::task::spawn_blocking(move || thread.join()).await;
-        if !matches!(closed, Ok(Ok(()))) {
-            tracing::error!("the writer thread failed");
-        }
         plugins.shutdown().await;
         events.close().await;
         tracing::info!("registry ended");
+        match closed {
+            Ok(ended) => Ok(ended?),
+            Err(e) => Err(WriterError::Panicked(e.to_string()).into()),
+        }
     }
 }
 
@@ -216,6 +231,13 @@ async fn reap(service: &Service, writer: &Writer, config: &Config) {
 async fn listen(config: &Config) -> Result<TcpListener, StartError> {
     let candidates = listen_candidates(&config.addr).await.map_err(|e| listen_error(config, e))?;
     TcpListener::bind(candidates.as_slice()).await.map_err(|e| listen_error(config, e))
+}
+
+fn state_error(config: &Config, e: RestoreError) -> StartError {
+    match e {
+        RestoreError::Store(e) => StartError::Store(e),
+        source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
+    }
 }
 
 fn listen_error(config: &Config, source: io::Error) -> StartError {

@@ -141,7 +141,7 @@ pub(crate) fn with_registry(config: Config, test: impl FnOnce(SocketAddr)) {
     }));
     test(addr);
     drop(stop);
-    runtime.block_on(task).unwrap();
+    runtime.block_on(task).unwrap().unwrap();
 }
 
 /// A real binary that is ready; killed when dropped.

@@ -1,0 +1,1 @@
+//! Both directions, with the published vector.
