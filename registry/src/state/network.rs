@@ -2,7 +2,9 @@
 //!
 //! Bounds: [`MAX_NETWORKS`] at a time (numbers are 16 bits; the number of a
 //! deleted one is used again only after all others were), [`MAX_TOKENS`] and
-//! [`MAX_INVITATIONS`] per network; at the bound the request is refused.
+//! [`MAX_INVITATIONS`] per network, [`MAX_INVITATIONS_EACH`] for one invitee and
+//! [`MAX_INVITATIONS_IN_ALL`], [`MAX_MEMBERSHIPS`] per node; at the bound the
+//! request is refused.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +19,16 @@ pub const MAX_NETWORKS: usize = 4096;
 pub const MAX_TOKENS: usize = 1024;
 /// Most invitations to one network that wait.
 pub const MAX_INVITATIONS: usize = 4096;
+/// Most invitations that wait for one node, or for one owner text.
+pub const MAX_INVITATIONS_EACH: usize = 256;
+/// Most invitations that wait, in all.
+pub const MAX_INVITATIONS_IN_ALL: usize = 262_144;
 /// Most networks that one node is in, beside the backbone.
 pub const MAX_MEMBERSHIPS: usize = 64;
 /// Most tags that a member gets.
 pub const MAX_MEMBER_TAGS: usize = 32;
+/// Longest tag of a member, in bytes.
+pub const MAX_MEMBER_TAG: usize = 256;
 /// Most rules of one network.
 pub const MAX_RULES: usize = 8;
 /// Longest configuration of one rule as JSON, in bytes.
