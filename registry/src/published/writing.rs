@@ -81,7 +81,7 @@ impl Serialize for File<'_> {
         let answers = || {
             state.waiting().filter(|(_, _, answers)| !answers.is_empty()).map(
                 |(node, _, answers)| {
-                    let texts = answers.iter().map(AnswerText::from).collect::<Vec<_>>();
+                    let texts = answers.into_iter().map(AnswerText::from).collect::<Vec<_>>();
                     (node.to_string(), texts)
                 },
             )

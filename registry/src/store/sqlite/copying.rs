@@ -27,7 +27,7 @@ pub fn backup(from: &Path, to: &Path) -> Result<Summary, RestoreError> {
     }
     let part = beside(&real, &format!(".{}.part", std::process::id()));
     layout::private(&part).map_err(unwritable)?;
-    let made = (|| {
+    let made = (|| -> Result<Summary, RestoreError> {
         copy(from, &source, to, &part)?;
         let copied = Reader::open(&part)?;
         copied.structure()?;
