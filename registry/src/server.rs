@@ -100,8 +100,7 @@ impl Registry {
             }
         };
         let audit = Audit::default();
-        let state =
-            store::restore(log.as_mut(), &audit).map_err(|e| state_error(&config, e))?;
+        let state = store::restore(log.as_mut(), &audit).map_err(|e| state_error(&config, e))?;
         state.touch_all(unix_now());
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));

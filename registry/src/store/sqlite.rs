@@ -117,8 +117,8 @@ impl SqliteLog {
         let due = Amount { commands: CHECKPOINT_COMMANDS, bytes: CHECKPOINT_BYTES };
         Ok(Self {
             path: path.to_owned(),
-            head: layout::head(path, &db)?,
-            checkpoint: layout::checkpoint(path, &db)?,
+            head: Head { last: 0, owner: 0 },
+            checkpoint: Checkpoint::default(),
             real,
             db,
             places: Vec::new(),
@@ -189,7 +189,8 @@ impl SqliteLog {
             return Err(StoreError::Order { path: self.path.clone(), expected, found: first });
         }
         // SQLite goes on writing to files that nobody will find again.
-        let there = |(part, was): &(PathBuf, _)| part.metadata().is_ok_and(|m| identity(&m) == *was);
+        let there =
+            |(part, was): &(PathBuf, _)| part.metadata().is_ok_and(|m| identity(&m) == *was);
         if !self.places.iter().all(there) {
             return Err(StoreError::Gone(self.path.clone()));
         }
@@ -303,6 +304,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 impl CommandLog for SqliteLog {
     fn restore(&mut self, into: &mut dyn Restoring) -> Result<(), RestoreError> {
         let held = reading::stream(&self.path, &self.db, into)?;
+        (self.head, self.checkpoint) = (held.head, held.checkpoint);
         self.logged = Amount { commands: held.commands, bytes: held.bytes };
         // Nothing is written to a file before it was found sound.
         Ok(self.own()?)
