@@ -99,7 +99,7 @@ impl Registry {
                 Box::new(MemoryLog)
             }
         };
-        let audit = Audit::default();
+        let audit: Audit = Default::default();
         let state = store::restore(log.as_mut(), &audit).map_err(|e| state_error(&config, e))?;
         state.touch_all(unix_now());
         tracing::info!(%local, nodes = state.len(), "registry serves");

@@ -10,7 +10,6 @@ use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
 use client::{Client, Identity, Program};
-use pilot_registry::audit::Audit;
 use pilot_registry::store::{CommandLog as _, Reader, SqliteLog, restore};
 use pilot_wire::registry::PublicKey;
 use rand::rngs::StdRng;
@@ -32,7 +31,7 @@ fn read(path: &Path) -> Result<Rows, String> {
 
 fn load(path: &Path) -> Result<Rows, String> {
     let mut log = SqliteLog::open(path).map_err(|e| e.to_string())?;
-    restore(&mut log, &Audit::default()).map(|state| rows(&state)).map_err(|e| e.to_string())
+    restore(&mut log, &Default::default()).map(|state| rows(&state)).map_err(|e| e.to_string())
 }
 
 /// A closed file with a checkpoint, commands after it, and free pages inside.

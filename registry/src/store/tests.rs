@@ -24,7 +24,7 @@ fn batch(keys: std::ops::Range<u8>) -> Vec<Command> {
 
 fn open(path: &Path) -> (SqliteLog, State) {
     let mut log = SqliteLog::open(path).unwrap();
-    let state = restore(&mut log, &Audit::default()).unwrap();
+    let state = restore(&mut log, &Default::default()).unwrap();
     (log, state)
 }
 
@@ -163,7 +163,7 @@ fn damage_inside_is_named() {
         std::fs::write(&path, &good).unwrap();
         rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
         let opened = SqliteLog::open(&path)
-            .and_then(|mut log| restore(&mut log, &Audit::default()).map(drop));
+            .and_then(|mut log| restore(&mut log, &Default::default()).map(drop));
         let text = opened.unwrap_err().to_string();
         assert!(text.contains("registry.db") && text.contains("backup"), "{sql}: {text}");
         text
@@ -205,7 +205,7 @@ fn a_stale_row_is_found() {
     drop(log);
     db.execute_batch("REPLACE INTO state SELECT * FROM old WHERE tbl=1; DROP TABLE old").unwrap();
     drop(db);
-    let text = restore(&mut SqliteLog::open(&path).unwrap(), &Audit::default()).unwrap_err();
+    let text = restore(&mut SqliteLog::open(&path).unwrap(), &Default::default()).unwrap_err();
     assert!(text.to_string().contains("Node are not those of the last checkpoint"), "{text}");
 }
 

@@ -6,7 +6,6 @@ use anyhow::Context as _;
 use pilot_beacon::settings::{Key, Program, Settings};
 
 use super::{ENVIRONMENT, Tool, naming, path};
-use crate::audit::Audit;
 use crate::connection::unix_now;
 use crate::published::{self, Reading};
 use crate::state::{Command, Imported, Op, State};
@@ -73,7 +72,7 @@ fn run(settings: &Settings) -> anyhow::Result<String> {
 
 fn write(to: &Path, command: &Command, as_rows: bool) -> Result<(), store::RestoreError> {
     let mut log = SqliteLog::open(to)?;
-    let mut state = store::restore(&mut log, &Audit::default())?;
+    let mut state = store::restore(&mut log, &Default::default())?;
     let command = std::slice::from_ref(command);
     if as_rows {
         let placeholder = Command::own(command[0].at, Op::Import(Box::<Imported>::default()));

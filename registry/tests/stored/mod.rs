@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
 
-use pilot_registry::audit::Audit;
 use pilot_registry::state::{Command, Op, Register, Row, Signer, State, Table};
 use pilot_registry::store::{CommandLog as _, SqliteLog, restore};
 use pilot_wire::NodeId;
@@ -34,9 +33,13 @@ pub(crate) fn command(n: u32) -> Command {
         Op::Register(Register {
             key: key(n),
             endpoint: SocketAddr::from(([127, 0, 0, 1], 1)),
-            owner: if n % 5 == 0 { format!("owner-{n}@example.org") } else { String::new() },
+            owner: if n.is_multiple_of(5) {
+                format!("owner-{n}@example.org")
+            } else {
+                String::new()
+            },
             hostname: format!("n{n}"),
-            proven: n % 3 == 0,
+            proven: n.is_multiple_of(3),
             takeover: false,
         })
     };
@@ -62,7 +65,7 @@ pub(crate) fn command(n: u32) -> Command {
 /// Opens or makes a file.
 pub(crate) fn open(path: &Path) -> (SqliteLog, State) {
     let mut log = SqliteLog::open(path).unwrap();
-    let state = restore(&mut log, &Audit::default()).unwrap();
+    let state = restore(&mut log, &Default::default()).unwrap();
     (log, state)
 }
 
