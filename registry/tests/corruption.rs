@@ -218,8 +218,8 @@ fn a_write_that_fails_half_way_ends_the_registry() {
 }
 
 /// The one line of a registry that does not start, run so that modes count.
-fn failure(path: &Path) -> String {
-    let mut process = Process::new(REGISTRY);
+fn failure(program: &Path, path: &Path) -> String {
+    let mut process = Process::new(program);
     process.args(["-addr", "127.0.0.1:0", "-log-level", "error", "-store"]).arg(path);
     if is_root() {
         process.uid(65534).gid(65534);
@@ -237,9 +237,15 @@ fn is_root() -> bool {
 #[test]
 fn a_read_only_file_or_folder_is_named() {
     let dir = tempfile::tempdir().unwrap();
+    // Where others can run it.
+    let programs = tempfile::tempdir().unwrap();
+    let program = programs.path().join("pilot-registry");
+    std::fs::copy(REGISTRY, &program).unwrap();
     let mode = |path: &Path, mode| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
+    mode(programs.path(), 0o755);
+    mode(&program, 0o755);
     let path = dir.path().join("registry.db");
     drop(open(&path));
     std::fs::remove_file(dir.path().join("registry.db.lock")).unwrap();
@@ -247,11 +253,11 @@ fn a_read_only_file_or_folder_is_named() {
     mode(dir.path(), 0o555);
     let before = std::fs::read(&path).unwrap();
     for name in ["registry.db", "new.db"] {
-        let text = failure(&dir.path().join(name));
+        let text = failure(&program, &dir.path().join(name));
         assert!(text.contains(name) && text.contains("check the folder"), "{text}");
     }
     mode(dir.path(), 0o777);
-    let text = failure(&path);
+    let text = failure(&program, &path);
     assert!(text.contains("registry.db") && text.contains("cannot be opened"), "{text}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
     mode(dir.path(), 0o755);
