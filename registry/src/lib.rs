@@ -7,9 +7,11 @@
 //! Beside that, [`plugins`] judge who may join ([`rules`]) and are told what
 //! happens (`events`); none of the above waits for them.
 
+mod admins;
 pub mod audit;
 pub mod config;
 mod connection;
+mod denials;
 mod events;
 mod limits;
 pub mod plugins;

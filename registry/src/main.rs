@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     let args: Vec<_> =
         std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let asks_help = args.iter().any(|a| matches!(a.trim_start_matches('-'), "help" | "h"));
-    if let Some(code) = tools::run_if_asked(args) {
+    if let Some(code) = tools::run_if_asked(&args) {
         return code;
     }
     let code = program::run(&config::REGISTRY, |settings| async move {

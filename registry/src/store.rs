@@ -9,8 +9,9 @@ use std::path::PathBuf;
 pub use memory::MemoryLog;
 pub use sqlite::{Reader, SqliteLog, Summary, backup};
 
-use crate::audit::{Audit, AuditError, Draft};
+use crate::audit::{Audit, AuditError, Replay};
 use crate::state::{Command, Loading, Row, SnapshotError, State, StateError};
+use crate::writer::Outcome;
 
 /// A log of commands under a checkpoint of the state that the older ones made.
 ///
@@ -216,12 +217,14 @@ pub enum RestoreError {
 /// # Errors
 /// When the log is unreadable, contradicts itself or has gaps.
 pub fn restore(log: &mut dyn CommandLog, audit: &Audit) -> Result<State, RestoreError> {
-    let mut builder = Builder::new(Some(audit));
+    let mut replay = Replay::new(audit);
+    let mut apply = |state: &mut State, command: &Command| replay.apply(state, command);
+    let mut builder = Builder::new(&mut apply);
     log.restore(&mut builder)?;
     let mut state = builder.finish()?;
+    replay.end(&state)?;
     if state.epoch().is_empty() {
         state.new_epoch(hex::encode(rand::random::<[u8; 8]>()));
-        audit.flush()?;
         let rows = state.take_dirty();
         log.checkpoint(state.applied(), &rows)?;
     }
@@ -232,8 +235,11 @@ pub fn restore(log: &mut dyn CommandLog, audit: &Audit) -> Result<State, Restore
 /// second copy of it.
 struct Builder<'a> {
     stage: Stage,
-    audit: Option<&'a Audit>,
+    /// Applies a command in its turn.
+    apply: &'a mut Apply<'a>,
 }
+
+type Apply<'a> = dyn FnMut(&mut State, &Command) -> Outcome + 'a;
 
 enum Stage {
     Empty,
@@ -242,8 +248,8 @@ enum Stage {
 }
 
 impl<'a> Builder<'a> {
-    const fn new(audit: Option<&'a Audit>) -> Self {
-        Self { stage: Stage::Empty, audit }
+    const fn new(apply: &'a mut Apply<'a>) -> Self {
+        Self { stage: Stage::Empty, apply }
     }
 
     fn finish(self) -> Result<State, RestoreError> {
@@ -290,21 +296,12 @@ impl Restoring for Builder<'_> {
         if first != expected {
             return Err(RestoreError::Gap { expected, found: first });
         }
-        let mut records = Vec::new();
         for command in commands {
-            let missed = self.audit.is_some_and(|a| state.applied() >= a.last_command());
-            let draft = if missed { Draft::look(state, command) } else { None };
             // A refusal was the answer then as well.
-            let outcome = state.apply(command);
-            records.extend(draft.map(|draft| draft.finish(state, &outcome)));
+            let _ = (self.apply)(state, command);
         }
         // Nobody watches yet.
         drop(state.take_changes());
-        if let Some(audit) = self.audit
-            && !records.is_empty()
-        {
-            audit.append(records);
-        }
         Ok(())
     }
 }

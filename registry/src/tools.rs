@@ -1,9 +1,10 @@
 //! Sub-commands of the `pilot-registry` program: what is done with a state file
 //! while nobody, or somebody else, serves it.
 //!
-//! A first argument without a dash selects one; without any the program serves.
-//! Each is one entry of [`TOOLS`], of one word or more.
+//! A first argument without a dash selects one, an entry of [`TOOLS`]; without
+//! one the program serves.
 
+pub mod audit;
 mod backup;
 mod check;
 mod export;
@@ -21,59 +22,67 @@ use crate::store::{RestoreError, Summary};
 /// One sub-command.
 #[derive(Clone, Copy, Debug)]
 pub struct Tool {
-    /// Its words, with one blank between, and its flags.
-    pub program: Program,
-    /// Does it; returns the lines to print.
-    pub run: fn(&Settings) -> anyhow::Result<String>,
+    /// Its word.
+    pub name: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+    /// Does it with the arguments after the word.
+    pub run: fn(Vec<String>) -> ExitCode,
 }
 
 /// All there are.
-pub const TOOLS: &[Tool] = &[check::TOOL, backup::TOOL, export::TOOL, import::TOOL];
+pub const TOOLS: &[Tool] = &[check::TOOL, backup::TOOL, export::TOOL, import::TOOL, AUDIT];
+
+const AUDIT: Tool = Tool {
+    name: "audit",
+    about: "Verifies or exports the audit log, lists its heads and its key.",
+    run: |args| audit::run(args),
+};
 
 const ENVIRONMENT: &str = "PILOT_REGISTRY_";
 const STORE: Key = Key::value("store", "", "state file");
 
 /// Does what the arguments (without the program's name) say, if they begin with
 /// a word. Errors are one line on standard error, and a status that is not 0.
-pub fn run_if_asked(args: impl IntoIterator<Item = String>) -> Option<ExitCode> {
-    let args: Vec<_> = args.into_iter().collect();
-    let words = args.iter().take_while(|arg| !arg.starts_with('-')).count();
-    if words == 0 {
-        return None;
+pub fn run_if_asked(args: &[String]) -> Option<ExitCode> {
+    let (name, rest) = args.split_first().filter(|(name, _)| !name.starts_with('-'))?;
+    if name == "help" {
+        return Some(finish(name, Ok(overview())));
     }
-    let name = args[..words].join(" ");
+    let Some(tool) = TOOLS.iter().find(|tool| tool.name == name) else {
+        let names: Vec<_> = TOOLS.iter().map(|tool| tool.name).collect();
+        let unknown = anyhow::anyhow!(
+            "there is no such sub-command; there are {}; without one the registry is started",
+            names.join(", ")
+        );
+        return Some(finish(name, Err(unknown)));
+    };
+    Some((tool.run)(rest.to_vec()))
+}
+
+/// Runs one whose arguments are the flags of `program`; prints what it returns.
+fn with_flags(
+    program: &Program,
+    args: Vec<String>,
+    run: impl FnOnce(&Settings) -> anyhow::Result<String>,
+) -> ExitCode {
     let env = |name: &str| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned());
-    let rest = args[words..].to_vec();
-    Some(match invoke(&name, rest, env) {
-        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
+    let done = match Settings::load(program, args, env) {
+        Ok(Invocation::Run(settings)) => run(&settings),
+        Ok(Invocation::Print(text)) => Ok(text),
+        Err(e) => Err(e.into()),
+    };
+    finish(program.name, done)
+}
+
+fn finish(name: &str, done: anyhow::Result<String>) -> ExitCode {
+    let printed = done.and_then(|text| Ok(std::io::stdout().write_all(text.as_bytes())?));
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("pilot-registry {name}: {e:#}");
             ExitCode::FAILURE
         }
-    })
-}
-
-fn invoke(
-    name: &str,
-    args: Vec<String>,
-    env: impl Fn(&str) -> Option<String>,
-) -> anyhow::Result<String> {
-    if name == "help" {
-        return Ok(overview());
-    }
-    let Some(tool) = TOOLS.iter().find(|tool| tool.program.name == name) else {
-        let names: Vec<_> = TOOLS.iter().map(|tool| tool.program.name).collect();
-        anyhow::bail!(
-            "there is no such sub-command; there are {}; without one the registry is started",
-            names.join(", ")
-        );
-    };
-    match Settings::load(&tool.program, args, env)? {
-        Invocation::Run(settings) => (tool.run)(&settings),
-        Invocation::Print(text) => Ok(text),
     }
 }
 
@@ -82,7 +91,7 @@ pub fn overview() -> String {
     let mut text =
         "Sub-commands (each with -help); without one the registry is started:\n".to_owned();
     for tool in TOOLS {
-        text += &format!("  {:<14} {}\n", tool.program.name, tool.program.about);
+        text += &format!("  {:<14} {}\n", tool.name, tool.about);
     }
     text
 }

@@ -58,6 +58,7 @@ fn every_sub_command_explains_itself() {
         let text = bad(&[name, "-stor", "x"]);
         assert!(text.contains("did you mean store?"), "{text}");
     }
+    assert!(overview.contains("  audit ") && good(&["audit", "-help"]).contains("verify"));
     assert!(good(&["-help"]).contains("-addr") && good(&["-help"]).contains("  check "));
     let text = bad(&["chekc", "-store", "x"]);
     assert!(text.contains("no such sub-command") && text.contains("backup"), "{text}");

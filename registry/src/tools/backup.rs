@@ -2,19 +2,19 @@
 
 use pilot_beacon::settings::{Key, Program, Settings};
 
-use super::{ENVIRONMENT, STORE, Tool, describe, naming, path};
+use super::{ENVIRONMENT, STORE, Tool, describe, naming, path, with_flags};
 use crate::store::backup;
 
-pub(super) const TOOL: Tool = Tool {
-    program: Program {
-        name: "backup",
-        about: "Copies a state file as it is at one moment, also while a registry runs on it.",
-        env_prefix: ENVIRONMENT,
-        keys: &[STORE, Key::value("to", "", "new file for the copy, which is checked")],
-        nested: &[],
-    },
-    run,
+const PROGRAM: Program = Program {
+    name: "backup",
+    about: "Copies a state file as it is at one moment, also while a registry runs on it.",
+    env_prefix: ENVIRONMENT,
+    keys: &[STORE, Key::value("to", "", "new file for the copy, which is checked")],
+    nested: &[],
 };
+
+pub(super) const TOOL: Tool =
+    Tool { name: PROGRAM.name, about: PROGRAM.about, run: |args| with_flags(&PROGRAM, args, run) };
 
 fn run(settings: &Settings) -> anyhow::Result<String> {
     let (from, to) = (path(settings, "store")?, path(settings, "to")?);

@@ -2,19 +2,19 @@
 
 use pilot_beacon::settings::{Program, Settings};
 
-use super::{ENVIRONMENT, STORE, Tool, describe, naming, path};
+use super::{ENVIRONMENT, STORE, Tool, describe, naming, path, with_flags};
 use crate::store::{Reader, StoreError};
 
-pub(super) const TOOL: Tool = Tool {
-    program: Program {
-        name: "check",
-        about: "Checks a state file: structure, check sums, cross-references. Changes nothing.",
-        env_prefix: ENVIRONMENT,
-        keys: &[STORE],
-        nested: &[],
-    },
-    run,
+const PROGRAM: Program = Program {
+    name: "check",
+    about: "Checks a state file: structure, check sums, cross-references. Changes nothing.",
+    env_prefix: ENVIRONMENT,
+    keys: &[STORE],
+    nested: &[],
 };
+
+pub(super) const TOOL: Tool =
+    Tool { name: PROGRAM.name, about: PROGRAM.about, run: |args| with_flags(&PROGRAM, args, run) };
 
 fn run(settings: &Settings) -> anyhow::Result<String> {
     let file = path(settings, "store")?;

@@ -8,22 +8,22 @@ use std::path::Path;
 use anyhow::Context as _;
 use pilot_beacon::settings::{Key, Program, Settings};
 
-use super::{ENVIRONMENT, STORE, Tool, naming, path};
+use super::{ENVIRONMENT, STORE, Tool, naming, path, with_flags};
 use crate::connection::unix_now;
 use crate::published;
 use crate::state::State;
 use crate::store::Reader;
 
-pub(super) const TOOL: Tool = Tool {
-    program: Program {
-        name: "export",
-        about: "Writes a state file as published JSON, also while a registry runs on it.",
-        env_prefix: ENVIRONMENT,
-        keys: &[STORE, Key::value("to", "", "JSON file to write; replaced as a whole")],
-        nested: &[],
-    },
-    run,
+const PROGRAM: Program = Program {
+    name: "export",
+    about: "Writes a state file as published JSON, also while a registry runs on it.",
+    env_prefix: ENVIRONMENT,
+    keys: &[STORE, Key::value("to", "", "JSON file to write; replaced as a whole")],
+    nested: &[],
 };
+
+pub(super) const TOOL: Tool =
+    Tool { name: PROGRAM.name, about: PROGRAM.about, run: |args| with_flags(&PROGRAM, args, run) };
 
 fn run(settings: &Settings) -> anyhow::Result<String> {
     let (from, to) = (path(settings, "store")?, path(settings, "to")?);

@@ -5,25 +5,25 @@ use std::path::Path;
 use anyhow::Context as _;
 use pilot_beacon::settings::{Key, Program, Settings};
 
-use super::{ENVIRONMENT, Tool, naming, path};
+use super::{ENVIRONMENT, Tool, naming, path, with_flags};
 use crate::connection::unix_now;
 use crate::published::{self, Reading};
 use crate::state::{Command, Imported, Op, State};
 use crate::store::{self, CommandLog as _, SqliteLog};
 
-pub(super) const TOOL: Tool = Tool {
-    program: Program {
-        name: "import",
-        about: "Makes a new state file of the published registry's JSON file.",
-        env_prefix: ENVIRONMENT,
-        keys: &[
-            Key::value("store", "", "state file to make; there must be none"),
-            Key::value("from", "", "JSON file of the published registry"),
-        ],
-        nested: &[],
-    },
-    run,
+const PROGRAM: Program = Program {
+    name: "import",
+    about: "Makes a new state file of the published registry's JSON file.",
+    env_prefix: ENVIRONMENT,
+    keys: &[
+        Key::value("store", "", "state file to make; there must be none"),
+        Key::value("from", "", "JSON file of the published registry"),
+    ],
+    nested: &[],
 };
+
+pub(super) const TOOL: Tool =
+    Tool { name: PROGRAM.name, about: PROGRAM.about, run: |args| with_flags(&PROGRAM, args, run) };
 
 /// Records in an import up to which it stands in the log as one command, from
 /// which the audit log makes its record; a larger one is written as rows alone.

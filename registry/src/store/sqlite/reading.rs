@@ -9,6 +9,7 @@ use super::layout::{self, LAYOUT, corrupt, opening};
 use super::lock::Lock;
 use crate::state::{Command, Row, State, Table};
 use crate::store::{Builder, RestoreError, Restoring, StoreError};
+use crate::writer::Outcome;
 
 /// What was read.
 #[derive(Clone, Copy, Debug)]
@@ -209,7 +210,19 @@ impl Reader {
     /// # Errors
     /// When anything is damaged or missing.
     pub fn state(&self) -> Result<(State, Summary), RestoreError> {
-        let mut builder = Builder::new(None);
+        self.replay(|state, command| state.apply(command))
+    }
+
+    /// The same; `apply` is given each logged command in its turn and has to
+    /// apply it.
+    ///
+    /// # Errors
+    /// When anything is damaged or missing.
+    pub(crate) fn replay(
+        &self,
+        mut apply: impl FnMut(&mut State, &Command) -> Outcome,
+    ) -> Result<(State, Summary), RestoreError> {
+        let mut builder = Builder::new(&mut apply);
         let held = stream(&self.path, &self.db, &mut builder)?;
         let rows = held.checkpoint.tallies.iter().map(|(table, tally)| (table, tally.rows));
         let summary = Summary {
