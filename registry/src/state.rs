@@ -13,6 +13,7 @@ mod census;
 mod change;
 mod command;
 mod hostnames;
+mod listing;
 mod loading;
 mod names;
 mod network;
