@@ -35,6 +35,8 @@ pub enum Extended {
         #[serde(default)]
         since: u64,
         /// Peers to watch from the start, at most [`super::session::MAX_WATCHED`].
+        /// Each is told of, also when the session resumes, as they may be
+        /// others than before.
         #[serde(default)]
         peers: Vec<NodeId>,
     },
