@@ -7,7 +7,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pilot_beacon::server::listen_candidates;
@@ -17,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admins::Admins;
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::connection::{Shared, serve, unix_now};
 use crate::denials::{Denials, Teller};
@@ -26,7 +26,7 @@ use crate::push::Hub;
 use crate::service::Service;
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
-use crate::writer::{Followers, Writer};
+use crate::writer::{Followers, Thread, Writer, WriterError};
 
 /// Connections get so long to send their last answers.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -67,6 +67,14 @@ pub enum StartError {
     Plugins(#[from] HostError),
 }
 
+/// Why a registry ends by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It can change its state no more.
+    #[error("the registry has stopped serving: {0}")]
+    Writer(#[from] WriterError),
+}
+
 /// A registry that listens and has its state, but does not answer yet.
 #[derive(Debug)]
 pub struct Registry {
@@ -74,7 +82,7 @@ pub struct Registry {
     local: SocketAddr,
     service: Arc<Service>,
     writer: Writer,
-    thread: JoinHandle<()>,
+    thread: Thread,
     hub: Hub,
     plugins: Plugins,
     config: Config,
@@ -89,16 +97,18 @@ impl Registry {
         let listener = listen(&config).await?;
         let local = listener.local_addr().map_err(|e| listen_error(&config, e))?;
         let mut log: Box<dyn CommandLog> = match &config.store {
-            Some(path) => Box::new(SqliteLog::open(path)?),
+            Some(path) => {
+                let log = SqliteLog::open(path).map_err(|e| state_error(&config, e))?;
+                Box::new(log)
+            }
             None => {
                 tracing::warn!("no -store is set: the state is lost when the registry ends");
                 Box::new(MemoryLog)
             }
         };
-        let mut state = store::restore(log.as_mut()).map_err(|e| match e {
-            RestoreError::Store(e) => StartError::Store(e),
-            source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
-        })?;
+        let audit = Audit::default();
+        let mut state =
+            store::restore(log.as_mut(), &audit).map_err(|e| state_error(&config, e))?;
         state.touch_all(unix_now());
         // Nobody has a session yet who could be told of these.
         drop(state.take_changes());
@@ -109,7 +119,7 @@ impl Registry {
         let (writer, thread) = Writer::start(
             Arc::clone(&state),
             log,
-            Followers { hub: hub.clone(), events: events.clone(), ..Followers::default() },
+            Followers { audit, hub: hub.clone(), events: events.clone() },
         )
         .map_err(StartError::Thread)?;
         let admins = Admins::by_token(config.admin_token.as_deref());
@@ -142,8 +152,11 @@ impl Registry {
     }
 
     /// Serves until `shutdown` completes; returns when the state is closed.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, local, service, writer, thread, hub, plugins, config } = self;
+    ///
+    /// # Errors
+    /// When the state can no longer be changed. It has stopped serving then.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Self { listener, local, service, writer, mut thread, hub, plugins, config } = self;
         let events = service.events().clone();
         let (denials, teller) = Denials::new(events.clone());
         let (end_telling, telling) = tell_denials(teller, &writer);
@@ -192,6 +205,7 @@ impl Registry {
             () = accept => {}
             () = reap(&service, &writer, &config) => {}
             () = started => {}
+            () = thread.ended() => tracing::error!("the state can no longer be changed, ending"),
             () = shutdown => {}
         }
         events.emit(|| Happening::RegistryStopping);
@@ -209,12 +223,13 @@ impl Registry {
         }
         drop((writer, service, shared));
         let closed = tokio::task::spawn_blocking(move || thread.join()).await;
-        if !matches!(closed, Ok(Ok(()))) {
-            tracing::error!("the writer thread failed");
-        }
         plugins.shutdown().await;
         events.close().await;
         tracing::info!("registry ended");
+        match closed {
+            Ok(ended) => Ok(ended?),
+            Err(e) => Err(WriterError::Panicked(e.to_string()).into()),
+        }
     }
 }
 
@@ -248,6 +263,13 @@ async fn reap(service: &Service, writer: &Writer, config: &Config) {
 async fn listen(config: &Config) -> Result<TcpListener, StartError> {
     let candidates = listen_candidates(&config.addr).await.map_err(|e| listen_error(config, e))?;
     TcpListener::bind(candidates.as_slice()).await.map_err(|e| listen_error(config, e))
+}
+
+fn state_error(config: &Config, e: RestoreError) -> StartError {
+    match e {
+        RestoreError::Store(e) => StartError::Store(e),
+        source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
+    }
 }
 
 fn listen_error(config: &Config, source: io::Error) -> StartError {

@@ -12,6 +12,7 @@ mod apply;
 mod census;
 mod change;
 mod command;
+mod listing;
 mod loading;
 mod names;
 mod network;
