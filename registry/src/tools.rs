@@ -79,8 +79,8 @@ fn invoke(
 
 /// One line for each sub-command.
 pub fn overview() -> String {
-    let mut text = "Sub-commands (each with -help); without one the registry is started:\n"
-        .to_owned();
+    let mut text =
+        "Sub-commands (each with -help); without one the registry is started:\n".to_owned();
     for tool in TOOLS {
         text += &format!("  {:<14} {}\n", tool.program.name, tool.program.about);
     }

@@ -67,13 +67,12 @@ impl Writer {
     ) -> std::io::Result<(Self, Thread)> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (alive, ended) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new().name("registry-writer".to_owned()).spawn(
-            move || {
+        let thread =
+            std::thread::Builder::new().name("registry-writer".to_owned()).spawn(move || {
                 // Dropped whichever way the thread ends.
                 let _alive = alive;
                 run(&state, log, queue, &followers)
-            },
-        )?;
+            })?;
         Ok((Self { jobs }, Thread { thread, ended }))
     }
 
@@ -96,7 +95,9 @@ pub enum WriterError {
     #[error(transparent)]
     Log(#[from] StoreError),
     /// It panicked.
-    #[error("the thread that changes the state failed: {0}; what was acknowledged is on disk, start the registry again and report this")]
+    #[error(
+        "the thread that changes the state failed: {0}; what was acknowledged is on disk, start the registry again and report this"
+    )]
     Panicked(String),
 }
 

@@ -243,9 +243,9 @@ fn kill_9_and_torn_writes_lose_nothing_acknowledged() {
         all.extend(told);
         let is_acknowledged = |commands: &[Command]| {
             commands.iter().any(|command| match &command.op {
-                Op::Register(register) => all.iter().any(|told| {
-                    told.nodes.values().any(|(_, name)| *name == register.hostname)
-                }),
+                Op::Register(register) => all
+                    .iter()
+                    .any(|told| told.nodes.values().any(|(_, name)| *name == register.hostname)),
                 Op::SetTags { by, tags } => all.iter().any(|told| {
                     let number = tags[0][1..].parse::<u32>().unwrap();
                     told.tagged.is_some_and(|(node, acknowledged, _)| {

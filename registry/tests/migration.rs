@@ -161,8 +161,7 @@ fn the_program_migrates_and_refuses_what_is_newer() {
     let path = dir.path().join("registry.db");
     layout_1(&path);
     let store = path.to_str().unwrap();
-    let registry =
-        client::Program::start(REGISTRY, &["-addr", "127.0.0.1:0", "-store", store]);
+    let registry = client::Program::start(REGISTRY, &["-addr", "127.0.0.1:0", "-store", store]);
     let mut client = client::Client::connect(registry.addr("addr"));
     let reply = client.ask(json!({"type": "resolve_hostname", "hostname": "twenty"}));
     assert_eq!(reply["node_id"], 6, "{reply}");

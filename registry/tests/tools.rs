@@ -116,10 +116,8 @@ fn check_looks_at_the_structure_too() {
 fn a_backup_of_a_running_registry_is_whole() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("registry.db").to_str().unwrap().to_owned();
-    let registry = Program::start(
-        REGISTRY,
-        &["-addr", "127.0.0.1:0", "-register-rate=0", "-store", &store],
-    );
+    let registry =
+        Program::start(REGISTRY, &["-addr", "127.0.0.1:0", "-register-rate=0", "-store", &store]);
     let addr = registry.addr("addr");
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -274,8 +272,10 @@ fn what_cannot_be_imported_is_named_and_leaves_no_file() {
         (edit(&|f| f["nodes"]["2"]["public_key"] = "AAAA".into()), "node 2: its public_key"),
         (edit(&|f| f["nodes"]["2"]["hostname"] = "a_b".into()), "node 2: hostname must be"),
         (edit(&|f| f["trust_pairs"][0] = "1-3".into()), "trust_pairs \"1-3\""),
-        (edit(&|f| f["nodes"]["4"]["public_key"] = f["nodes"]["2"]["public_key"].clone()),
-         "two of them have one public_key"),
+        (
+            edit(&|f| f["nodes"]["4"]["public_key"] = f["nodes"]["2"]["public_key"].clone()),
+            "two of them have one public_key",
+        ),
     ];
     for (text, problem) in cases {
         std::fs::write(path("in.json"), text).unwrap();

@@ -241,10 +241,7 @@ fn pairs(texts: &[String]) -> Result<Vec<(NodeId, NodeId)>, PublishedError> {
     Ok(pairs.into_iter().collect())
 }
 
-fn network(
-    id: u16,
-    text: NetworkText,
-) -> Result<(NetworkRecord, Vec<Member>), PublishedError> {
+fn network(id: u16, text: NetworkText) -> Result<(NetworkRecord, Vec<Member>), PublishedError> {
     let place = || format!("network {id}");
     if text.id != id {
         return Err(part(place(), format!("its id is {}", text.id)));

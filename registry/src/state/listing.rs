@@ -29,8 +29,8 @@ impl State {
     pub(crate) fn waiting(
         &self,
     ) -> impl Iterator<Item = (NodeId, &[HandshakeRequest], Vec<&HandshakeAnswer>)> {
-        self.inboxes.iter().map(|(node, inbox)| {
-            (*node, inbox.requests.as_slice(), inbox.answers.iter().collect())
-        })
+        self.inboxes
+            .iter()
+            .map(|(node, inbox)| (*node, inbox.requests.as_slice(), inbox.answers.iter().collect()))
     }
 }

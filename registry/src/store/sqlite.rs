@@ -189,7 +189,8 @@ impl SqliteLog {
             return Err(StoreError::Order { path: self.path.clone(), expected, found: first });
         }
         // SQLite goes on writing to files that nobody will find again.
-        let there = |(part, was): &(PathBuf, _)| part.metadata().is_ok_and(|m| identity(&m) == *was);
+        let there =
+            |(part, was): &(PathBuf, _)| part.metadata().is_ok_and(|m| identity(&m) == *was);
         if !self.places.iter().all(there) {
             return Err(StoreError::Gone(self.path.clone()));
         }

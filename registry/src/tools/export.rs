@@ -42,8 +42,7 @@ fn write(state: &State, to: &Path) -> anyhow::Result<()> {
     let mut part = to.as_os_str().to_owned();
     part.push(format!(".{}.part", std::process::id()));
     let written = (|| {
-        let file =
-            File::options().write(true).create_new(true).mode(0o600).open(&part)?;
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&part)?;
         let mut out = BufWriter::new(file);
         published::write(state, unix_now(), &mut out)?;
         out.write_all(b"\n")?;

@@ -46,9 +46,7 @@ fn run(settings: &Settings) -> anyhow::Result<String> {
     let command = Command::own(at, Op::Import(Box::new(imported)));
     let mut state = State::default();
     state.track_dirty(true);
-    state
-        .apply(&command)
-        .map_err(|e| anyhow::anyhow!("-from {}: {e}", from.display()))?;
+    state.apply(&command).map_err(|e| anyhow::anyhow!("-from {}: {e}", from.display()))?;
     write(&to, &command, records > MAX_LOGGED).map_err(|e| {
         // Half a file would be taken for a whole one.
         remove(&to);

@@ -137,8 +137,7 @@ impl Checkpoint {
         }
         let mut tallies = Tallies::default();
         for (tally, pair) in tallies.0.iter_mut().zip(numbers.as_chunks::<2>().0) {
-            *tally =
-                Tally { rows: u64::from_be_bytes(pair[0]), sum: u64::from_be_bytes(pair[1]) };
+            *tally = Tally { rows: u64::from_be_bytes(pair[0]), sum: u64::from_be_bytes(pair[1]) };
         }
         Some(Self { applied: u64::from_be_bytes(*applied), tallies })
     }

@@ -55,10 +55,8 @@ pub(super) fn create(path: &Path, real: &Path) -> Result<(), StoreError> {
                        name ending in -wal";
         return Err(corrupt(path, problem));
     }
-    let unwritable = |e: std::io::Error| StoreError::Unwritable {
-        path: path.to_owned(),
-        source: e.into(),
-    };
+    let unwritable =
+        |e: std::io::Error| StoreError::Unwritable { path: path.to_owned(), source: e.into() };
     let new = beside(real, ".new");
     match std::fs::remove_file(&new) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unwritable(e)),
@@ -95,11 +93,8 @@ pub(super) fn sync_folder(path: &Path) -> std::io::Result<()> {
 }
 
 fn flags(write: bool) -> OpenFlags {
-    let access = if write {
-        OpenFlags::SQLITE_OPEN_READ_WRITE
-    } else {
-        OpenFlags::SQLITE_OPEN_READ_ONLY
-    };
+    let access =
+        if write { OpenFlags::SQLITE_OPEN_READ_WRITE } else { OpenFlags::SQLITE_OPEN_READ_ONLY };
     access | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
 

@@ -44,16 +44,17 @@ fn rows(
     let read = |e| opening(path, e);
     let mut found = Tallies::default();
     let mut last: Option<(i64, Vec<u8>)> = None;
-    let mut select = db
-        .prepare("SELECT tbl, key, value, crc FROM state ORDER BY tbl, key")
-        .map_err(read)?;
+    let mut select =
+        db.prepare("SELECT tbl, key, value, crc FROM state ORDER BY tbl, key").map_err(read)?;
     let mut rows = select.query([]).map_err(read)?;
     while let Some(row) = rows.next().map_err(read)? {
         let fields = || -> rusqlite::Result<(i64, Vec<u8>, Vec<u8>, u32)> {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
         };
         let (number, key, value, crc) = fields().map_err(read)?;
-        let table = u8::try_from(number).ok().and_then(Table::from_number)
+        let table = u8::try_from(number)
+            .ok()
+            .and_then(Table::from_number)
             .ok_or_else(|| corrupt(path, format!("a row is of table {number}, which is none")))?;
         if row_crc(table, &key, &value) != crc {
             let key = hex::encode(&key);
@@ -181,10 +182,9 @@ impl Reader {
         path: &Path,
         lock: impl FnOnce(&Path) -> Result<Option<Lock>, StoreError>,
     ) -> Result<Self, StoreError> {
-        let real = path.canonicalize().map_err(|e| StoreError::Unreadable {
-            path: path.to_owned(),
-            source: e.into(),
-        })?;
+        let real = path
+            .canonicalize()
+            .map_err(|e| StoreError::Unreadable { path: path.to_owned(), source: e.into() })?;
         let lock = lock(&real)?;
         let db = layout::connect(path, &real, false)?;
         let layout = layout::layout(path, &db)?;
