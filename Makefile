@@ -29,6 +29,7 @@ soak:
 	cargo build --locked --release --workspace --exclude pilot-tests --exclude pilot-hostile-plugin
 	cargo run --locked --release -p pilot-tests --bin soak
 	PILOT_RELOADS=600 cargo test --locked --release -p pilot-host --test reload -- --nocapture two_hundred
+	PILOT_KILLS=200 cargo test --locked --release -p pilot-registry --test crash
 
 doc:
 	cargo doc --locked --workspace --no-deps

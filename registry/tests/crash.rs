@@ -120,7 +120,8 @@ struct Told {
 /// Registers nodes and changes the first one until the far end is dead.
 fn write_until_killed(addr: SocketAddr, lane: u32, count: &AtomicUsize) -> Told {
     let mut told = Told::default();
-    let mut stream = TcpStream::connect(addr).unwrap();
+    // Others may have been quick, and it is dead already.
+    let Ok(mut stream) = TcpStream::connect(addr) else { return told };
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut input = FrameBuffer::new();
     let first = Identity::new(lane << 16);
@@ -260,7 +261,8 @@ fn kill_9_and_torn_writes_lose_nothing_acknowledged() {
     let registry = start(&store);
     verify(registry.addr("addr"), &all);
     assert!(registry.terminate());
-    assert!(!all.is_empty());
+    let acknowledged: usize = all.iter().map(|told| told.nodes.len()).sum();
+    assert!(acknowledged > 20 * kills() as usize / 2, "{acknowledged}");
 }
 
 /// Set for the process that is killed: the file it writes to.

@@ -36,11 +36,9 @@ impl Serialize for File<'_> {
         file.serialize_entry("next_node", &state.next_node())?;
         file.serialize_entry("next_net", &state.next_network())?;
         let nodes = || state.nodes_after(NodeId(0));
-        let node = |n: &crate::state::Node| NodeText::new(state, &n.record, now);
-        file.serialize_entry(
-            "nodes",
-            &Map(|| nodes().map(|n| (n.record.id.0.to_string(), node(n)))),
-        )?;
+        let texts =
+            || nodes().map(|n| (n.record.id.to_string(), NodeText::new(state, &n.record, now)));
+        file.serialize_entry("nodes", &Map(texts))?;
         let backbone = || NetworkText {
             id: 0,
             name: "backbone",

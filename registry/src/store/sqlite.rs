@@ -117,8 +117,8 @@ impl SqliteLog {
         let due = Amount { commands: CHECKPOINT_COMMANDS, bytes: CHECKPOINT_BYTES };
         Ok(Self {
             path: path.to_owned(),
-            head: layout::head(path, &db)?,
-            checkpoint: layout::checkpoint(path, &db)?,
+            head: Head { last: 0, owner: 0 },
+            checkpoint: Checkpoint::default(),
             real,
             db,
             places: Vec::new(),
@@ -304,6 +304,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 impl CommandLog for SqliteLog {
     fn restore(&mut self, into: &mut dyn Restoring) -> Result<(), RestoreError> {
         let held = reading::stream(&self.path, &self.db, into)?;
+        (self.head, self.checkpoint) = (held.head, held.checkpoint);
         self.logged = Amount { commands: held.commands, bytes: held.bytes };
         // Nothing is written to a file before it was found sound.
         Ok(self.own()?)

@@ -164,7 +164,11 @@ pub(super) fn structure(path: &Path, db: &Connection, check: &str) -> Result<(),
         db.pragma_query_value(None, check, |r| r.get(0)).map_err(|e| opening(path, e))?;
     match verdict.as_str() {
         "ok" => Ok(()),
-        _ => Err(corrupt(path, verdict.lines().next().unwrap_or("damaged"))),
+        // A heading may stand above what it found.
+        _ => {
+            let first = verdict.lines().find(|line| !line.starts_with("***"));
+            Err(corrupt(path, first.unwrap_or("its structure is damaged")))
+        }
     }
 }
 

@@ -87,7 +87,7 @@ fn from_1(path: &Path, tx: &Transaction<'_>) -> Result<(), RestoreError> {
     };
     let batches = batches_1(path, tx, state.applied())?;
     let mut checkpoint = Checkpoint { applied: state.applied(), ..Checkpoint::default() };
-    let write = || {
+    let mut write = || {
         tx.execute_batch("DROP TABLE snapshot; DROP TABLE log;")?;
         tx.execute_batch(layout::TABLES)?;
         let mut put =
