@@ -344,9 +344,6 @@ impl World {
         let [adding, removing]: [Vec<_>; 2] =
             [&add, &remove].map(|set| set.iter().copied().collect());
         let watched = self.hub.watch(live, &adding, &removing).unwrap();
-        if watched == 0 {
-            return;
-        }
         client.watched.retain(|peer| !remove.contains(peer));
         client.watched.extend(add);
         assert_eq!(watched, client.watched.len());
