@@ -300,7 +300,7 @@ impl World {
             Step::RevokeNode(n) => {
                 // Seldom, as it is for ever.
                 self.names += 1;
-                if self.names % 4 == 0 {
+                if self.names.is_multiple_of(4) {
                     let (by, node) = (Actor::Admin("admin".to_owned()), self.node(n));
                     self.apply(Op::RevokeNode { by, node, reason: String::new() });
                 }
