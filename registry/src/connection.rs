@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::metrics::Meter;
 use crate::service::{Admitted, Asker, Service};
 use crate::state::Command;
 use crate::writer::{Outcome, Writer};
@@ -35,15 +36,21 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
 ) {
     let source = SocketAddr::new(source.ip().to_canonical(), source.port());
     let asker = Asker { source, session: None };
+    let meter = Meter::new(Arc::clone(service.metrics()));
     let mut session =
-        Session { asker, service, writer, pending: Vec::new(), out: Vec::new(), served: 0 };
+        Session { asker, service, writer, meter, pending: Vec::new(), out: Vec::new(), served: 0 };
     let mut input = FrameBuffer::new();
     let mut deadline = Instant::now() + idle;
     loop {
         let served = session.served;
         let next = session.take(&mut input).await;
         if !session.out.is_empty() {
-            match timeout(WRITE_LIMIT, stream.write_all(&session.out)).await {
+            // What is written to TLS may stay in it until it is flushed.
+            let send = async {
+                stream.write_all(&session.out).await?;
+                stream.flush().await
+            };
+            match timeout(WRITE_LIMIT, send).await {
                 Ok(Ok(())) => session.out.clear(),
                 Ok(Err(_)) | Err(_) => return,
             }
@@ -85,6 +92,7 @@ struct Session {
     asker: Asker,
     service: Arc<Service>,
     writer: Writer,
+    meter: Meter,
     /// Admitted but not yet durable, in order of their requests.
     pending: Vec<Command>,
     out: Vec<u8>,
@@ -126,6 +134,7 @@ impl Session {
     }
 
     async fn answer(&mut self, fields: &Fields<'_>) {
+        self.meter.begin(&fields.kind);
         if self.must_flush(&fields.kind) {
             self.flush().await;
         }
@@ -185,7 +194,8 @@ impl Session {
         }
     }
 
-    fn log_refusal(&self, kind: &str, refusal: &crate::state::Refusal) {
+    fn log_refusal(&mut self, kind: &str, refusal: &crate::state::Refusal) {
+        self.meter.fail();
         let (source, code) = (self.asker.source, refusal.code());
         tracing::debug!(%source, kind, code, "request refused: {refusal}");
         if refusal.is_notable() {
@@ -194,6 +204,7 @@ impl Session {
     }
 
     fn append<T: serde::Serialize>(&mut self, reply: &T) {
+        self.meter.end();
         if let Err(e) = append_frame(&mut self.out, reply) {
             // No reply is near the limit: lists are short, texts are cut.
             tracing::error!("reply not sent: {e}");

@@ -7,19 +7,23 @@
 //! Beside that, [`plugins`] judge who may join ([`rules`]) and are told what
 //! happens (`events`); none of the above waits for them.
 
+mod admin;
 mod admins;
 pub mod audit;
 pub mod config;
 mod connection;
 mod events;
 mod limits;
+mod metrics;
 pub mod plugins;
 pub mod push;
+pub mod reload;
 pub mod rules;
 pub mod server;
 pub mod service;
 pub mod state;
 pub mod store;
+mod tls;
 mod writer;
 
 pub use config::{Config, ConfigError};

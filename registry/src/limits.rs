@@ -38,6 +38,23 @@ impl RateLimit {
         Self { rate, buckets: HashMap::new() }
     }
 
+    /// Allows another rate from now on; nobody has more waiting than it gives.
+    pub(crate) fn set_rate(&mut self, rate: u32) {
+        if self.rate == rate {
+            return;
+        }
+        self.rate = rate;
+        // At another rate old levels mean something else.
+        self.buckets.clear();
+    }
+
+    /// Whether there is a token, which stays.
+    pub(crate) fn has(&self, source: IpAddr, now: u64) -> bool {
+        let Some(bucket) = self.buckets.get(&source).filter(|_| self.rate > 0) else { return true };
+        let gained = now.saturating_sub(bucket.at).saturating_mul(u64::from(self.rate));
+        bucket.level + gained >= 60
+    }
+
     /// Takes a token if there is one.
     pub(crate) fn take(&mut self, source: IpAddr, now: u64) -> bool {
         if self.rate == 0 {
@@ -105,6 +122,10 @@ mod tests {
         assert!(limit.take(source, 106) && !limit.take(source, 106));
         assert!(limit.take(IpAddr::from([10, 0, 0, 2]), 106));
         assert_eq!((0..20).filter(|_| limit.take(source, 1000)).count(), 10);
+        assert!(!limit.has(source, 1000) && limit.has(source, 1006));
+        assert!(limit.has(IpAddr::from([10, 0, 0, 3]), 0));
+        limit.set_rate(3);
+        assert_eq!((0..20).filter(|_| limit.take(source, 1000)).count(), 3);
         let mut unlimited = RateLimit::new(0);
         assert!((0..1000).all(|_| unlimited.take(source, 0)));
     }

@@ -1,26 +1,33 @@
-//! Listening, connections, the reaper, and an orderly end.
+//! Listening, connections, the reaper, and an orderly end. The administration
+//! has a port of its own.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use pilot_beacon::program::Ready;
 use pilot_beacon::server::listen_candidates;
 use pilot_host::events::Happening;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::admin;
 use crate::admins::Admins;
 use crate::config::Config;
 use crate::connection::{serve, unix_now};
+use crate::metrics::Metrics;
 use crate::plugins::{HostError, Plugins};
+use crate::reload::Reload;
 use crate::service::Service;
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
+use crate::tls::{Door, Identity};
 use crate::writer::{Followers, Writer};
 
 /// Connections get so long to send their last answers.
@@ -54,6 +61,9 @@ pub enum StartError {
         /// What is wrong.
         source: RestoreError,
     },
+    /// The certificate cannot be used.
+    #[error("tls: {0}")]
+    Tls(#[from] pilot_tls::TlsError),
     /// The system gives no thread.
     #[error("cannot start the writer thread: {0}")]
     Thread(io::Error),
@@ -67,11 +77,23 @@ pub enum StartError {
 pub struct Registry {
     listener: TcpListener,
     local: SocketAddr,
+    door: Option<Arc<Door>>,
+    admin: Option<Admin>,
     service: Arc<Service>,
     writer: Writer,
     thread: JoinHandle<()>,
     plugins: Plugins,
     config: Config,
+    reload: Arc<Reload>,
+    max_connections: Arc<AtomicUsize>,
+}
+
+/// The port of the administration.
+#[derive(Debug)]
+struct Admin {
+    listener: TcpListener,
+    local: SocketAddr,
+    door: Option<Arc<Door>>,
 }
 
 impl Registry {
@@ -80,8 +102,27 @@ impl Registry {
     /// # Errors
     /// When the address, the state file or the folder of plugins cannot be used.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let listener = listen(&config).await?;
-        let local = listener.local_addr().map_err(|e| listen_error(&config, e))?;
+        let (listener, local) = listen(config.addr_key, &config.addr).await?;
+        let identity = Identity::open(&config)?.map(Arc::new);
+        let door = |client_ca| {
+            let door = identity.as_ref().map(|i| Door::new(Arc::clone(i), client_ca));
+            Ok::<_, StartError>(door.transpose()?.map(Arc::new))
+        };
+        let admin = match &config.http {
+            None => None,
+            Some(addr) => {
+                let (listener, local) = listen("http", addr).await?;
+                let door = door(config.admin_ca.as_deref())?;
+                if door.is_none() && admin::is_exposed(local) {
+                    tracing::warn!(
+                        "the administration at {local} is plain HTTP: whoever is on the way reads \
+                         the admin token; set tls, or let http be a loopback address"
+                    );
+                }
+                Some(Admin { listener, local, door })
+            }
+        };
+        let door = door(None)?;
         let mut log: Box<dyn CommandLog> = match &config.store {
             Some(path) => Box::new(SqliteLog::open(path)?),
             None => {
@@ -95,20 +136,54 @@ impl Registry {
         })?;
         state.touch_all(unix_now());
         tracing::info!(%local, nodes = state.len(), "registry serves");
+        if let Some(identity) = &identity {
+            tracing::info!("TLS certificate fingerprint {}", identity.fingerprint());
+        }
+        if let Some(admin) = &admin {
+            tracing::info!(local = %admin.local, "administration serves");
+        }
+        let metrics = Arc::new(Metrics::default());
         let state = Arc::new(RwLock::new(state));
         let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
         let (writer, thread) = Writer::start(
             Arc::clone(&state),
             log,
-            Followers { events: events.clone(), ..Followers::default() },
+            Followers {
+                events: events.clone(),
+                metrics: Arc::clone(&metrics),
+                ..Followers::default()
+            },
         )
         .map_err(StartError::Thread)?;
         let admins = Admins::by_token(config.admin_token.as_deref());
         let service = Service::new(state, config.register_rate, config.owner_recovery)
             .with_admins(admins, config.any_node_makes_networks)
+            .with_metrics(metrics)
             .with_rules(Arc::new(plugins.clone()))
             .with_events(events);
-        Ok(Self { listener, local, service: Arc::new(service), writer, thread, plugins, config })
+        let service = Arc::new(service);
+        let max_connections = Arc::new(AtomicUsize::new(config.max_connections));
+        let doors = door.iter().chain(admin.iter().filter_map(|a| a.door.as_ref()));
+        let reload = Reload {
+            service: Arc::clone(&service),
+            max_connections: Arc::clone(&max_connections),
+            identity,
+            doors: doors.cloned().collect(),
+            config: std::sync::Mutex::new(config.clone()),
+        };
+        Ok(Self {
+            listener,
+            local,
+            door,
+            admin,
+            service,
+            writer,
+            thread,
+            plugins,
+            config,
+            reload: Arc::new(reload),
+            max_connections,
+        })
     }
 
     /// What judges requests.
@@ -126,18 +201,63 @@ impl Registry {
         self.local
     }
 
+    /// Where the administration listens.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|admin| admin.local)
+    }
+
+    /// Adds what whoever starts the registry may want to know.
+    #[must_use]
+    pub fn describe(&self, mut ready: Ready) -> Ready {
+        if let Some(addr) = self.admin_addr() {
+            ready = ready.addr("http", addr);
+        }
+        if let Some(fingerprint) = self.fingerprint() {
+            ready = ready.text("fingerprint", fingerprint.to_string());
+        }
+        ready
+    }
+
+    /// What clients pin, where TLS is served.
+    pub fn fingerprint(&self) -> Option<pilot_tls::Pin> {
+        self.reload.fingerprint()
+    }
+
+    /// Takes another configuration, as far as it can be taken while running.
+    pub const fn reload(&self) -> &Arc<Reload> {
+        &self.reload
+    }
+
     /// Serves until `shutdown` completes; returns when the state is closed.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, local, service, writer, thread, plugins, config } = self;
+        let Self {
+            listener,
+            local,
+            door,
+            admin,
+            service,
+            writer,
+            thread,
+            plugins,
+            config,
+            reload,
+            max_connections,
+        } = self;
         let events = service.events().clone();
         let (stop, stopped) = watch::channel(false);
+        let administration = admin.map(|Admin { listener, door, .. }| {
+            let (service, writer) = (Arc::clone(&service), writer.clone());
+            let site = admin::Site::new(service, writer, plugins.clone(), stopped.clone());
+            tokio::spawn(admin::run(listener, site, door))
+        });
         let mut connections = JoinSet::new();
         let accept = async {
             loop {
                 tokio::select! {
                     accepted = listener.accept() => match accepted {
                         // At the bound a newcomer is closed at once.
-                        Ok((_, source)) if connections.len() >= config.max_connections => {
+                        Ok((_, source)) if connections.len() >= max_connections.load(Relaxed) => {
+                            service.metrics().connections.refused.fetch_add(1, Relaxed);
                             tracing::debug!("connection refused: max-connections reached");
                             let why = format_args!(
                                 "there are {} connections; see max-connections",
@@ -149,9 +269,15 @@ impl Registry {
                             // Costs latency only if it fails.
                             let _ = stream.set_nodelay(true);
                             let (service, writer) = (Arc::clone(&service), writer.clone());
-                            let stopped = stopped.clone();
-                            connections.spawn(
-                                serve(stream, source, service, writer, config.idle, stopped));
+                            connections.spawn(connection(
+                                stream,
+                                source,
+                                door.clone(),
+                                service,
+                                writer,
+                                config.idle,
+                                stopped.clone(),
+                            ));
                         }
                         Err(e) => {
                             tracing::warn!("accept: {e}");
@@ -187,7 +313,12 @@ impl Registry {
             tracing::warn!("connections still open are cut off");
         }
         connections.shutdown().await;
-        drop((writer, service));
+        if let Some(administration) = administration
+            && let Err(e) = administration.await
+        {
+            tracing::error!("the administration failed: {e}");
+        }
+        drop((writer, service, reload));
         let closed = tokio::task::spawn_blocking(move || thread.join()).await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::error!("the writer thread failed");
@@ -195,6 +326,56 @@ impl Registry {
         plugins.shutdown().await;
         events.close().await;
         tracing::info!("registry ended");
+    }
+}
+
+/// Serves one accepted connection, with TLS where there is a door.
+async fn connection(
+    stream: TcpStream,
+    source: SocketAddr,
+    door: Option<Arc<Door>>,
+    service: Arc<Service>,
+    writer: Writer,
+    idle: Duration,
+    stopped: watch::Receiver<bool>,
+) {
+    let metrics = Arc::clone(service.metrics());
+    let counts = &metrics.connections;
+    counts.accepted.fetch_add(1, Relaxed);
+    let _open = Open::new(&counts.open);
+    match door {
+        None => serve(stream, source, service, writer, idle, stopped).await,
+        Some(door) => {
+            let mut ended = stopped.clone();
+            let opened = tokio::select! {
+                opened = door.open(stream) => opened,
+                _ = ended.wait_for(|ended| *ended) => return,
+            };
+            match opened {
+                Ok(stream) => serve(stream, source, service, writer, idle, stopped).await,
+                Err(refused) => {
+                    counts.failed_handshakes.fetch_add(1, Relaxed);
+                    door.log(source, &refused);
+                    service.events().refused("tls", source, &refused);
+                }
+            }
+        }
+    }
+}
+
+/// Counts as open until it is dropped, also where the task is ended from outside.
+struct Open<'a>(&'a std::sync::atomic::AtomicU64);
+
+impl<'a> Open<'a> {
+    fn new(count: &'a std::sync::atomic::AtomicU64) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -216,11 +397,10 @@ async fn reap(service: &Service, writer: &Writer, config: &Config) {
     }
 }
 
-async fn listen(config: &Config) -> Result<TcpListener, StartError> {
-    let candidates = listen_candidates(&config.addr).await.map_err(|e| listen_error(config, e))?;
-    TcpListener::bind(candidates.as_slice()).await.map_err(|e| listen_error(config, e))
-}
-
-fn listen_error(config: &Config, source: io::Error) -> StartError {
-    StartError::Listen { key: config.addr_key, addr: config.addr.clone(), source }
+async fn listen(key: &'static str, addr: &str) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { key, addr: addr.to_owned(), source };
+    let candidates = listen_candidates(addr).await.map_err(failed)?;
+    let listener = TcpListener::bind(candidates.as_slice()).await.map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    Ok((listener, local))
 }

@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use pilot_host::events::Happening;
 use pilot_wire::registry::Acknowledged;
@@ -13,8 +14,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::audit::{Audit, Draft};
 use crate::events::{Before, Events};
+use crate::metrics::Metrics;
 use crate::push::Hub;
-use crate::service::{read, write};
+use crate::service::{Admitted, read, write};
 use crate::state::{Command, Refusal, State};
 use crate::store::CommandLog;
 
@@ -37,6 +39,8 @@ pub(crate) struct Followers {
     pub hub: Hub,
     /// After them.
     pub events: Events,
+    /// As it happens.
+    pub metrics: Arc<Metrics>,
 }
 
 struct Job {
@@ -75,6 +79,20 @@ impl Writer {
             Err(_) => lost(),
         }
     }
+
+    /// Brings what was admitted to its answer.
+    pub(crate) async fn settle(&self, admitted: Admitted) -> Outcome {
+        let (command, then) = match admitted {
+            Admitted::Reply(reply) => return Ok(reply),
+            Admitted::Write(command) => (command, None),
+            Admitted::WriteThen(command, then) => (command, Some(then)),
+        };
+        let outcome = self.submit(vec![command]).await.pop().unwrap_or(Err(Refusal::Storage));
+        outcome.map(|led_to| match then {
+            Some(then) => then.answer(led_to),
+            None => led_to,
+        })
+    }
 }
 
 fn run(
@@ -83,7 +101,7 @@ fn run(
     mut queue: mpsc::Receiver<Job>,
     followers: &Followers,
 ) {
-    let Followers { audit, hub, events } = followers;
+    let Followers { audit, hub, events, metrics } = followers;
     let mut commands = Vec::new();
     let mut waiting = Vec::new();
     let mut happened = Vec::new();
@@ -96,7 +114,11 @@ fn run(
             next = if commands.len() < MAX_BATCH { queue.try_recv().ok() } else { None };
         }
         let first = read(state).applied() + 1;
-        let mut outcomes = match log.append(first, &commands) {
+        let began = Instant::now();
+        let appended = log.append(first, &commands);
+        let error = appended.as_ref().err().map(|e| e as _);
+        metrics.store.committed(commands.len(), began.elapsed(), error);
+        let mut outcomes = match appended {
             Ok(()) => {
                 let wanted = events.wanted();
                 let each = |state: &mut State, command: &Command| {
@@ -127,7 +149,7 @@ fn run(
         hub.follow(state);
         happened.drain(..).for_each(|happening: Happening| events.emit(|| happening));
         commands.clear();
-        snapshot_if_due(state, log.as_mut(), audit);
+        snapshot_if_due(state, log.as_mut(), audit, metrics);
     }
 }
 
@@ -144,7 +166,13 @@ fn apply(
     outcomes
 }
 
-fn snapshot_if_due(state: &RwLock<State>, log: &mut dyn CommandLog, audit: &Audit) {
+fn snapshot_if_due(
+    state: &RwLock<State>,
+    log: &mut dyn CommandLog,
+    audit: &Audit,
+    metrics: &Metrics,
+) {
+    let began = Instant::now();
     let snapshot = {
         let state = read(state);
         if !log.wants_snapshot(state.len()) {
@@ -157,7 +185,9 @@ fn snapshot_if_due(state: &RwLock<State>, log: &mut dyn CommandLog, audit: &Audi
         tracing::error!("snapshot not written, the log keeps growing: {e}");
         return;
     }
-    if let Err(e) = log.replace(&snapshot) {
+    let replaced = log.replace(&snapshot);
+    metrics.store.checkpointed(began.elapsed(), replaced.as_ref().err().map(|e| e as _));
+    if let Err(e) = replaced {
         tracing::error!("snapshot not written, the log keeps growing: {e}");
     }
 }
