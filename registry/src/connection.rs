@@ -9,14 +9,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pilot_wire::registry::{ErrorReply, Fields, FrameBuffer, append_frame};
+use pilot_wire::registry::{Envelope, ErrorReply, Extended, Fields, FrameBuffer, append_frame};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::metrics::Meter;
 use crate::service::{Admitted, Asker, Service};
-use crate::state::Command;
+use crate::state::{Command, Refusal};
 use crate::writer::{Outcome, Writer};
 
 const READ_ROOM: usize = 16 * 1024;
@@ -106,8 +106,8 @@ impl Session {
             if self.out.len() >= FLUSH_AT {
                 break Next::More;
             }
-            let fields = match input.next_body() {
-                Ok(Some(body)) => Fields::parse(body),
+            let (body, fields) = match input.next_body() {
+                Ok(Some(body)) => (body, Fields::parse(body)),
                 Ok(None) => break Next::Read,
                 Err(e) => {
                     tracing::debug!(source = %self.asker.source, "connection closed: {e}");
@@ -122,7 +122,7 @@ impl Session {
                     self.append(&ErrorReply { error, ..ErrorReply::default() });
                     break Next::Close;
                 }
-                Ok(fields) => self.answer(&fields).await,
+                Ok(fields) => self.answer(body, &fields).await,
                 Err(e) => {
                     tracing::debug!(source = %self.asker.source, "connection closed: {e}");
                     break Next::Close;
@@ -133,12 +133,22 @@ impl Session {
         next
     }
 
-    async fn answer(&mut self, fields: &Fields<'_>) {
+    async fn answer(&mut self, body: &[u8], fields: &Fields<'_>) {
         self.meter.begin(&fields.kind);
         if self.must_flush(&fields.kind) {
             self.flush().await;
         }
-        match self.service.admit(fields, &self.asker, unix_now()) {
+        let (service, asker, now) = (Arc::clone(&self.service), self.asker, unix_now());
+        let admitted = match fields.kind.as_ref() {
+            "list_networks" | "list_nodes" | "create_network" | "join_network"
+            | "leave_network" => service.published_network(fields, &asker, now).await,
+            kind if Extended::knows(kind) => match Envelope::parse(body) {
+                Ok(envelope) => service.extended(envelope, &asker, now).await,
+                Err(e) => Err(Refusal::Invalid { key: kind.to_owned(), problem: e.to_string() }),
+            },
+            _ => service.admit(fields, &asker, now),
+        };
+        match admitted {
             Ok(Admitted::Write(command)) => self.pending.push(command),
             Ok(Admitted::WriteThen(command, then)) => {
                 self.flush().await;
@@ -194,7 +204,7 @@ impl Session {
         }
     }
 
-    fn log_refusal(&mut self, kind: &str, refusal: &crate::state::Refusal) {
+    fn log_refusal(&mut self, kind: &str, refusal: &Refusal) {
         self.meter.fail();
         let (source, code) = (self.asker.source, refusal.code());
         tracing::debug!(%source, kind, code, "request refused: {refusal}");

@@ -34,6 +34,8 @@ use crate::writer::{Followers, Writer};
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// Nodes removed per command.
 const REAP_CHUNK: usize = 4096;
+/// Time between looks for what has expired.
+const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause after a failed accept, which is about lack of file handles.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -289,8 +291,9 @@ impl Registry {
             }
         };
         let started = async {
-            // Nobody waits for plugins: until they run, joins are denied.
+            // Nobody waits for plugins but who joins.
             plugins.ready().await;
+            plugins.warn_of_missing();
             events.emit(|| Happening::RegistryStarted {
                 listen: local.to_string(),
                 nodes: service.state().len() as u64,
@@ -301,6 +304,7 @@ impl Registry {
         tokio::select! {
             () = accept => {}
             () = reap(&service, &writer, &config) => {}
+            () = expire(&service, &writer) => {}
             () = started => {}
             () = shutdown => {}
         }
@@ -393,6 +397,24 @@ async fn reap(service: &Service, writer: &Writer, config: &Config) {
             tracing::info!(nodes = chunk.len(), "silent nodes removed");
             let op = Op::Reap { silent: chunk.to_vec() };
             writer.submit(vec![Command::own(now, op)]).await;
+        }
+    }
+}
+
+/// Ends memberships, tokens and invitations whose time has come, at most a
+/// second late.
+async fn expire(service: &Service, writer: &Writer) {
+    let mut interval = tokio::time::interval(EXPIRE_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let now = unix_now();
+        let due = service.state().next_end().is_some_and(|next| next <= now);
+        if due {
+            let outcomes = writer.submit(vec![Command::own(now, Op::Expire {})]).await;
+            if let Some(Err(refusal)) = outcomes.first() {
+                tracing::warn!("what has expired stays until the next try: {refusal}");
+            }
         }
     }
 }

@@ -306,8 +306,6 @@ impl Service {
                 let polo_score = fields.polo_score.ok_or(Refusal::Missing("polo_score"))?;
                 Op::SetPoloScore { node: self.known(node)?, polo_score }
             }
-            "list_networks" => return Ok(self.list_networks()),
-            "list_nodes" => return self.list_nodes(fields, asker),
             "beacon_register" => {
                 lock(&self.beacons).register(fields.beacon_id, &fields.addr, now)?;
                 return Ok(reply(BeaconRegistered { beacon_id: fields.beacon_id }));

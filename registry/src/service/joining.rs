@@ -243,7 +243,8 @@ fn kept(state: &State, network: &Network, by: Signer, rule: &str, now: u64) -> V
             json!({ "tokens": tokens.collect::<Vec<_>>() })
         }
         INVITE => {
-            let here = invitations_of(state, by, now).filter(|i| i.network == network.record.id);
+            let here =
+                invitations_of(state, by.node, now).filter(|i| i.network == network.record.id);
             let invitations = here.map(|invitation| {
                 json!({
                     "id": invitation.id,
@@ -283,7 +284,7 @@ fn grant(
             kept[list].as_array().is_some_and(|all| {
                 all.iter().any(|one| match &one["id"] {
                     Value::String(id) => *id == used,
-                    id => id.to_string() == used,
+                    id => id.as_u64().is_some_and(|id| used.parse() == Ok(id)),
                 })
             })
         };

@@ -28,7 +28,7 @@ const OPEN: &str = "open";
 const PAGE: usize = 1000;
 
 impl Service {
-    /// Judges `create_network`, `join_network` and `leave_network`.
+    /// Judges the published requests about networks.
     ///
     /// # Errors
     /// Says why it is refused.
@@ -84,6 +84,8 @@ impl Service {
                 let left = LeftNetwork { network_id };
                 Ok(Admitted::WriteThen(request(op), Then::new(move |_| left.into())))
             }
+            "list_networks" => Ok(self.list_networks()),
+            "list_nodes" => self.list_nodes(fields, asker),
             other => Err(Refusal::UnknownType(super::cut(other, 64).to_owned())),
         }
     }

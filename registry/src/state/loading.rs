@@ -276,7 +276,12 @@ impl Loading {
                 format!("the key of node {id} is not indexed")
             })?;
         }
-        state.owned.keys().try_for_each(|id| assigned(*id, "an owner text recovers"))?;
+        for id in state.owned.keys() {
+            assigned(*id, "an owner text recovers")?;
+            ensure(!state.revoked.contains(id), || {
+                format!("an owner text recovers node {id}, whose key is revoked")
+            })?;
+        }
         state.trust.nodes().try_for_each(|id| assigned(id, "trust is stated by or in"))?;
         for (id, inbox) in &state.inboxes {
             assigned(*id, "handshakes wait for")?;

@@ -8,7 +8,9 @@
 
 use std::collections::BTreeMap;
 
-use pilot_wire::registry::network::{BroadcastRight, Invitee, JoinPolicy};
+use pilot_wire::registry::network::{
+    BroadcastRight, InvitationView, Invitee, JoinPolicy, Membership, NetworkView, TokenView,
+};
 use pilot_wire::registry::{PublicKey, Signature};
 use pilot_wire::{Address, NodeId};
 use serde::{Deserialize, Serialize};
@@ -129,7 +131,69 @@ pub struct Network {
     pub tokens: BTreeMap<String, Token>,
 }
 
+impl Token {
+    /// Without what its secret is checked by.
+    pub fn view(&self, network: u16) -> TokenView {
+        TokenView {
+            id: self.id.clone(),
+            network,
+            created: self.created,
+            expires: self.expires,
+            uses_left: self.uses_left,
+            tags: self.tags.clone(),
+        }
+    }
+}
+
+impl Invitation {
+    /// As it is shown; `name` is the network's.
+    pub fn view(&self, name: &str) -> InvitationView {
+        InvitationView {
+            id: self.id,
+            network: self.network,
+            name: name.to_owned(),
+            to: self.to.clone(),
+            from: self.from.map(|(node, _)| node),
+            key: self.from.map(|(_, key)| key),
+            signature: self.signature,
+            expires: self.expires,
+            tags: self.tags.clone(),
+        }
+    }
+}
+
 impl Network {
+    /// As `node` sees it; with the configuration of the rules if `whole`.
+    pub fn view(&self, node: Option<NodeId>, whole: bool) -> NetworkView {
+        let record = &self.record;
+        NetworkView {
+            id: record.id,
+            name: record.name.clone(),
+            members: self.members.len() as u64,
+            join_rule: record.join.label(),
+            join: whole.then(|| record.join.clone()),
+            broadcast: record.broadcast.clone(),
+            owner: record.owner,
+            created: record.created,
+            membership: node.and_then(|node| self.membership(node)),
+        }
+    }
+
+    /// A member's own view of its membership.
+    pub fn membership(&self, node: NodeId) -> Option<Membership> {
+        let member = self.members.get(&node)?;
+        Some(Membership {
+            network: self.record.id,
+            name: self.record.name.clone(),
+            address: self.address(node),
+            joined: member.joined,
+            expires: member.expires,
+            tags: member.tags.clone(),
+            external_identity: member.external_identity.clone(),
+            may_broadcast: self.may_broadcast(node),
+        })
+    }
+
     /// A member's address in it.
     pub const fn address(&self, node: NodeId) -> Address {
         Address { network: self.record.id, node }
