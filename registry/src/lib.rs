@@ -24,6 +24,10 @@ pub mod service;
 pub mod state;
 pub mod store;
 mod tls;
+pub mod tools {
+    //! What the program does beside serving.
+    pub mod audit;
+}
 mod writer;
 
 pub use config::{Config, ConfigError};

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::admin;
 use crate::admins::Admins;
+use crate::audit::{Audit, AuditError, Replay, Retention};
 use crate::config::Config;
 use crate::connection::{serve, unix_now};
 use crate::metrics::Metrics;
@@ -66,6 +67,9 @@ pub enum StartError {
     /// The certificate cannot be used.
     #[error("tls: {0}")]
     Tls(#[from] pilot_tls::TlsError),
+    /// The audit log cannot be used.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The system gives no thread.
     #[error("cannot start the writer thread: {0}")]
     Thread(io::Error),
@@ -132,10 +136,15 @@ impl Registry {
                 Box::new(MemoryLog)
             }
         };
-        let state = store::restore(log.as_mut()).map_err(|e| match e {
+        let retention = Retention { age: config.audit_age, bytes: config.audit_bytes };
+        let audit = Audit::open(config.store.as_deref(), retention)?;
+        let mut replay = Replay::new(&audit);
+        let restored = store::restore_with(log.as_mut(), &mut |s, c| replay.apply(s, c));
+        let state = restored.map_err(|e| match e {
             RestoreError::Store(e) => StartError::Store(e),
             source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
         })?;
+        replay.end(&state)?;
         state.touch_all(unix_now());
         tracing::info!(%local, nodes = state.len(), "registry serves");
         if let Some(identity) = &identity {
@@ -147,10 +156,12 @@ impl Registry {
         let metrics = Arc::new(Metrics::default());
         let state = Arc::new(RwLock::new(state));
         let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
+        audit.follow(events.clone());
         let (writer, thread) = Writer::start(
             Arc::clone(&state),
             log,
             Followers {
+                audit: audit.clone(),
                 events: events.clone(),
                 metrics: Arc::clone(&metrics),
                 ..Followers::default()
@@ -162,7 +173,8 @@ impl Registry {
             .with_admins(admins, config.any_node_makes_networks)
             .with_metrics(metrics)
             .with_rules(Arc::new(plugins.clone()))
-            .with_events(events);
+            .with_events(events)
+            .with_audit(audit);
         let service = Arc::new(service);
         let max_connections = Arc::new(AtomicUsize::new(config.max_connections));
         let doors = door.iter().chain(admin.iter().filter_map(|a| a.door.as_ref()));
@@ -246,6 +258,7 @@ impl Registry {
             max_connections,
         } = self;
         let events = service.events().clone();
+        let audit = service.audit().clone();
         let (stop, stopped) = watch::channel(false);
         let administration = admin.map(|Admin { listener, door, .. }| {
             let (service, writer) = (Arc::clone(&service), writer.clone());
@@ -323,7 +336,12 @@ impl Registry {
             tracing::error!("the administration failed: {e}");
         }
         drop((writer, service, reload));
-        let closed = tokio::task::spawn_blocking(move || thread.join()).await;
+        let closed = tokio::task::spawn_blocking(move || {
+            let ended = thread.join();
+            audit.close();
+            ended
+        })
+        .await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::error!("the writer thread failed");
         }

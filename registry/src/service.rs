@@ -13,12 +13,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use ed25519_dalek::VerifyingKey;
 use pilot_plugin::{JoinRequest, Verdict};
 use pilot_wire::NodeId;
+use pilot_wire::registry::audit::AuditFilter;
 use pilot_wire::registry::{
-    Acknowledged, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes, Heartbeat,
-    Lookup, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname, Signature, challenge,
+    Acknowledged, AuditPage, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes,
+    Heartbeat, Lookup, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname, Signature,
+    challenge,
 };
 
 use crate::admins::Admins;
+use crate::audit::Audit;
 use crate::events::Events;
 use crate::limits::{Beacons, RateLimit};
 use crate::metrics::Metrics;
@@ -88,6 +91,7 @@ pub struct Service {
     any_node_makes_networks: bool,
     joins: joining::Joins,
     metrics: Arc<Metrics>,
+    audit: Audit,
 }
 
 impl fmt::Debug for Service {
@@ -111,6 +115,7 @@ impl Service {
             any_node_makes_networks: false,
             joins: joining::Joins::default(),
             metrics: Arc::default(),
+            audit: Audit::default(),
         }
     }
 
@@ -164,6 +169,38 @@ impl Service {
     pub(crate) fn with_events(mut self, events: Events) -> Self {
         self.events = events;
         self
+    }
+
+    /// Asks this what was done.
+    #[must_use]
+    pub fn with_audit(mut self, audit: Audit) -> Self {
+        self.audit = audit;
+        self
+    }
+
+    /// The audit log.
+    pub const fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// Records of the audit log that fit. Whether the asker may know them is not
+    /// judged here.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn audit_query(&self, filter: AuditFilter) -> Result<AuditPage, Refusal> {
+        let audit = self.audit.clone();
+        match tokio::task::spawn_blocking(move || audit.page(&filter)).await {
+            Ok(Ok(page)) => Ok(page),
+            Ok(Err(e)) => {
+                tracing::error!("{e}");
+                Err(Refusal::Storage)
+            }
+            Err(e) => {
+                tracing::error!("a query of the audit log ended badly: {e}");
+                Err(Refusal::Storage)
+            }
+        }
     }
 
     /// Asks the join rule that the request names. What is not a verdict denies.

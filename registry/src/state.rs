@@ -308,6 +308,11 @@ impl State {
         self.trust.get(node, peer).has(trust::Sides::STATES)
     }
 
+    /// The node that an owner text stands for, registered now or not.
+    pub(crate) fn owner_node(&self, owner: &str) -> Option<NodeId> {
+        self.owners.get(owner).copied()
+    }
+
     /// The number that the next new node gets.
     pub(crate) const fn next_node(&self) -> NodeId {
         NodeId(self.next_node)

@@ -115,10 +115,17 @@ fn run(
         }
         let first = read(state).applied() + 1;
         let began = Instant::now();
-        let appended = log.append(first, &commands);
-        let error = appended.as_ref().err().map(|e| e as _);
-        metrics.store.committed(commands.len(), began.elapsed(), error);
-        let mut outcomes = match appended {
+        let stored = if audit.is_healthy() {
+            log.append(first, &commands).map_err(|e| e.to_string())
+        } else {
+            Err("the audit log cannot be written".to_owned())
+        };
+        metrics.store.committed(
+            commands.len(),
+            began.elapsed(),
+            stored.as_ref().err().map(|e| e as _),
+        );
+        let mut outcomes = match stored {
             Ok(()) => {
                 let wanted = events.wanted();
                 let each = |state: &mut State, command: &Command| {
@@ -129,7 +136,7 @@ fn run(
                         before.tell(state, command, &outcome, &mut happened);
                     }
                     if let Some(draft) = draft {
-                        records.push(draft.finish(state, &outcome));
+                        draft.finish(state, &outcome, &mut records);
                     }
                     outcome
                 };
@@ -141,7 +148,7 @@ fn run(
             }
         }
         .into_iter();
-        audit.append(std::mem::take(&mut records));
+        audit.append(read(state).applied(), std::mem::take(&mut records));
         for (count, reply) in waiting.drain(..) {
             // A connection that is gone needs no answer.
             let _ = reply.send(outcomes.by_ref().take(count).collect());
