@@ -35,7 +35,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::denials::Denials;
 use crate::plugins::Plugins;
+use crate::push::Hub;
 use crate::service::Service;
 use crate::tls::Door;
 use crate::writer::Writer;
@@ -61,6 +63,8 @@ const LISTENERS: usize = 16;
 pub(crate) struct Site {
     service: Arc<Service>,
     writer: Writer,
+    hub: Hub,
+    denials: Denials,
     plugins: Plugins,
     counts: counts::Cache,
     stats: published::Cache,
@@ -85,12 +89,16 @@ impl Site {
     pub(crate) fn new(
         service: Arc<Service>,
         writer: Writer,
+        hub: Hub,
+        denials: Denials,
         plugins: Plugins,
         stop: watch::Receiver<bool>,
     ) -> Self {
         Self {
             service,
             writer,
+            hub,
+            denials,
             plugins,
             counts: counts::Cache::default(),
             stats: published::Cache::default(),

@@ -12,6 +12,7 @@ mod admins;
 pub mod audit;
 pub mod config;
 mod connection;
+mod denials;
 mod events;
 mod limits;
 mod metrics;

@@ -2,13 +2,14 @@
 //! what cannot is named. Plugins look at the file by themselves.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pilot_tls::Pin;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
+use crate::limits::Places;
+use crate::server::connections;
 use crate::service::Service;
 use crate::tls::{Door, Identity};
 
@@ -16,7 +17,7 @@ use crate::tls::{Door, Identity};
 #[derive(Debug)]
 pub struct Reload {
     pub(crate) service: Arc<Service>,
-    pub(crate) max_connections: Arc<AtomicUsize>,
+    pub(crate) places: Arc<Places>,
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) doors: Vec<Arc<Door>>,
     pub(crate) config: Mutex<Config>,
@@ -48,7 +49,7 @@ impl Reload {
             reloaded.taken.push("register-rate");
         }
         if old.max_connections != new.max_connections {
-            self.max_connections.store(new.max_connections, Relaxed);
+            self.places.set_most(connections(new.max_connections));
             old.max_connections = new.max_connections;
             reloaded.taken.push("max-connections");
         }

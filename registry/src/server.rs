@@ -1,11 +1,13 @@
 //! Listening, connections, the reaper, and an orderly end. The administration
 //! has a port of its own.
 
+mod files;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -14,16 +16,19 @@ use pilot_beacon::program::Ready;
 use pilot_beacon::server::listen_candidates;
 use pilot_host::events::Happening;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admin;
 use crate::admins::Admins;
 use crate::audit::{Audit, AuditError, Replay, Retention};
 use crate::config::Config;
-use crate::connection::{serve, unix_now};
+use crate::connection::{Shared, serve, unix_now};
+use crate::denials::{Denials, Teller};
+use crate::limits::{Place, Places};
 use crate::metrics::Metrics;
 use crate::plugins::{HostError, Plugins};
+use crate::push::Hub;
 use crate::reload::Reload;
 use crate::service::Service;
 use crate::state::{Command, Op};
@@ -88,10 +93,11 @@ pub struct Registry {
     service: Arc<Service>,
     writer: Writer,
     thread: JoinHandle<()>,
+    hub: Hub,
+    places: Arc<Places>,
     plugins: Plugins,
     config: Config,
     reload: Arc<Reload>,
-    max_connections: Arc<AtomicUsize>,
 }
 
 /// The port of the administration.
@@ -140,12 +146,15 @@ impl Registry {
         let audit = Audit::open(config.store.as_deref(), retention)?;
         let mut replay = Replay::new(&audit);
         let restored = store::restore_with(log.as_mut(), &mut |s, c| replay.apply(s, c));
-        let state = restored.map_err(|e| match e {
+        let mut state = restored.map_err(|e| match e {
             RestoreError::Store(e) => StartError::Store(e),
             source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
         })?;
         replay.end(&state)?;
         state.touch_all(unix_now());
+        // Nobody has a session yet who could be told of these.
+        drop(state.take_changes());
+        let hub = Hub::at(state.applied());
         tracing::info!(%local, nodes = state.len(), "registry serves");
         if let Some(identity) = &identity {
             tracing::info!("TLS certificate fingerprint {}", identity.fingerprint());
@@ -162,9 +171,9 @@ impl Registry {
             log,
             Followers {
                 audit: audit.clone(),
+                hub: hub.clone(),
                 events: events.clone(),
                 metrics: Arc::clone(&metrics),
-                ..Followers::default()
             },
         )
         .map_err(StartError::Thread)?;
@@ -176,11 +185,11 @@ impl Registry {
             .with_events(events)
             .with_audit(audit);
         let service = Arc::new(service);
-        let max_connections = Arc::new(AtomicUsize::new(config.max_connections));
+        let places = Places::new(files::connections(config.max_connections));
         let doors = door.iter().chain(admin.iter().filter_map(|a| a.door.as_ref()));
         let reload = Reload {
             service: Arc::clone(&service),
-            max_connections: Arc::clone(&max_connections),
+            places: Arc::clone(&places),
             identity,
             doors: doors.cloned().collect(),
             config: std::sync::Mutex::new(config.clone()),
@@ -193,10 +202,11 @@ impl Registry {
             service,
             writer,
             thread,
+            hub,
+            places,
             plugins,
             config,
             reload: Arc::new(reload),
-            max_connections,
         })
     }
 
@@ -208,6 +218,11 @@ impl Registry {
     /// What is hosted.
     pub const fn plugins(&self) -> &Plugins {
         &self.plugins
+    }
+
+    /// Who has a session.
+    pub const fn hub(&self) -> &Hub {
+        &self.hub
     }
 
     /// Where it listens.
@@ -252,48 +267,52 @@ impl Registry {
             service,
             writer,
             thread,
+            hub,
+            places,
             plugins,
             config,
             reload,
-            max_connections,
         } = self;
         let events = service.events().clone();
         let audit = service.audit().clone();
+        let (denials, teller) = Denials::new(events.clone());
+        let (end_telling, telling) = tell_denials(teller, &writer);
         let (stop, stopped) = watch::channel(false);
         let administration = admin.map(|Admin { listener, door, .. }| {
-            let (service, writer) = (Arc::clone(&service), writer.clone());
-            let site = admin::Site::new(service, writer, plugins.clone(), stopped.clone());
+            let site = admin::Site::new(
+                Arc::clone(&service),
+                writer.clone(),
+                hub.clone(),
+                denials.clone(),
+                plugins.clone(),
+                stopped.clone(),
+            );
             tokio::spawn(admin::run(listener, site, door))
         });
+        let shared = Shared::new(Arc::clone(&service), writer.clone(), hub, denials, config.idle);
+        let shared = Arc::new(shared);
         let mut connections = JoinSet::new();
         let accept = async {
             loop {
                 tokio::select! {
                     accepted = listener.accept() => match accepted {
-                        // At the bound a newcomer is closed at once.
-                        Ok((_, source)) if connections.len() >= max_connections.load(Relaxed) => {
-                            service.metrics().connections.refused.fetch_add(1, Relaxed);
-                            tracing::debug!("connection refused: max-connections reached");
-                            let why = format_args!(
-                                "there are {} connections; see max-connections",
-                                connections.len()
-                            );
-                            events.refused("max_connections", source, why);
-                        }
-                        Ok((stream, source)) => {
-                            // Costs latency only if it fails.
-                            let _ = stream.set_nodelay(true);
-                            let (service, writer) = (Arc::clone(&service), writer.clone());
-                            connections.spawn(connection(
-                                stream,
-                                source,
-                                door.clone(),
-                                service,
-                                writer,
-                                config.idle,
-                                stopped.clone(),
-                            ));
-                        }
+                        // Without a place a newcomer is closed at once.
+                        Ok((stream, source)) => match places.take(source.ip()) {
+                            Ok(place) => {
+                                // Costs latency only if it fails.
+                                let _ = stream.set_nodelay(true);
+                                let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+                                let (door, service) = (door.clone(), Arc::clone(&service));
+                                let serve =
+                                    connection(stream, source, place, door, service, shared, stopped);
+                                connections.spawn(serve);
+                            }
+                            Err(e) => {
+                                service.metrics().connections.refused.fetch_add(1, Relaxed);
+                                tracing::debug!("connection refused: {e}");
+                                events.refused(e.code(), source, e);
+                            }
+                        },
                         Err(e) => {
                             tracing::warn!("accept: {e}");
                             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -335,7 +354,11 @@ impl Registry {
         {
             tracing::error!("the administration failed: {e}");
         }
-        drop((writer, service, reload));
+        let _ = end_telling.send(());
+        if telling.await.is_err() {
+            tracing::error!("the task that tells of refusals failed");
+        }
+        drop((writer, service, shared, reload));
         let closed = tokio::task::spawn_blocking(move || {
             let ended = thread.join();
             audit.close();
@@ -355,34 +378,47 @@ impl Registry {
 async fn connection(
     stream: TcpStream,
     source: SocketAddr,
+    place: Place,
     door: Option<Arc<Door>>,
     service: Arc<Service>,
-    writer: Writer,
-    idle: Duration,
+    shared: Arc<Shared>,
     stopped: watch::Receiver<bool>,
 ) {
-    let metrics = Arc::clone(service.metrics());
-    let counts = &metrics.connections;
+    let counts = &service.metrics().connections;
     counts.accepted.fetch_add(1, Relaxed);
     let _open = Open::new(&counts.open);
-    match door {
-        None => serve(stream, source, service, writer, idle, stopped).await,
-        Some(door) => {
-            let mut ended = stopped.clone();
-            let opened = tokio::select! {
-                opened = door.open(stream) => opened,
-                _ = ended.wait_for(|ended| *ended) => return,
-            };
-            match opened {
-                Ok(stream) => serve(stream, source, service, writer, idle, stopped).await,
-                Err(refused) => {
-                    counts.failed_handshakes.fetch_add(1, Relaxed);
-                    door.log(source, &refused);
-                    service.events().refused("tls", source, &refused);
-                }
-            }
+    let Some(door) = door else {
+        return serve(stream, source, place, shared, stopped).await;
+    };
+    let mut ended = stopped.clone();
+    // Boxed, as nobody needs its room once it is done.
+    let opening = Box::pin(door.open(stream));
+    let opened = tokio::select! {
+        opened = opening => opened,
+        _ = ended.wait_for(|ended| *ended) => return,
+    };
+    match opened {
+        Ok(stream) => Box::pin(serve(stream, source, place, shared, stopped)).await,
+        Err(refused) => {
+            counts.failed_handshakes.fetch_add(1, Relaxed);
+            door.log(source, &refused);
+            service.events().refused("tls", source, &refused);
         }
     }
+}
+
+/// Tells the audit log of refusals until told to end.
+fn tell_denials(
+    teller: Teller,
+    writer: &Writer,
+) -> (oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+    let (end, ended) = oneshot::channel();
+    (end, tokio::spawn(teller.run(writer.clone(), ended)))
+}
+
+/// How many connections are allowed of `asked`.
+pub(crate) fn connections(asked: usize) -> usize {
+    files::connections(asked)
 }
 
 /// Counts as open until it is dropped, also where the task is ended from outside.

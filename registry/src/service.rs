@@ -219,6 +219,11 @@ impl Service {
         &self.events
     }
 
+    /// Where the state is.
+    pub(crate) fn shared_state(&self) -> &RwLock<State> {
+        &self.state
+    }
+
     /// The state as it is durable now.
     pub fn state(&self) -> RwLockReadGuard<'_, State> {
         read(&self.state)
@@ -379,6 +384,24 @@ impl Service {
         let signature = Signature::from_base64(&fields.signature).ok_or(bad.clone())?;
         if !verifies(key, &challenge(), signature) {
             return Err(bad);
+        }
+        Ok(Signer { node, key })
+    }
+
+    /// Checks that `signature` answers the nonce that a connection was given,
+    /// and says under which key.
+    ///
+    /// # Errors
+    /// When it does not, or the node is not registered.
+    pub fn session_signer(
+        &self,
+        node: NodeId,
+        nonce: &str,
+        signature: Signature,
+    ) -> Result<Signer, Refusal> {
+        let key = self.state().node(node)?.record.key;
+        if !verifies(key, &challenge::session(node, nonce), signature) {
+            return Err(Refusal::BadSignature(node));
         }
         Ok(Signer { node, key })
     }

@@ -13,6 +13,7 @@ use super::access::access;
 use super::answer::{Answer, Problem};
 use super::query::{Query, decoded};
 use super::{Peer, Site, health, live, networks, nodes, published, request};
+use crate::denials::Refused;
 use crate::state::Refusal;
 
 /// Longest time until an answer begins.
@@ -162,7 +163,12 @@ impl Site {
     pub(super) fn denied(&self, source: SocketAddr, refusal: &Refusal, operation: &str) {
         self.service.metrics().admin.denied.fetch_add(1, Relaxed);
         tracing::debug!(%source, code = refusal.code(), operation, "refused: {refusal}");
-        self.service.events().refused(refusal.code(), source, refusal);
+        self.denials.deny(source, refusal, || Refused {
+            operation: cut(operation),
+            claimed: None,
+            object: String::new(),
+            request_id: String::new(),
+        });
     }
 }
 

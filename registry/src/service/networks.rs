@@ -224,8 +224,7 @@ impl Service {
             }
             Extended::AuditQuery(filter) => {
                 who.admin("audit_query")?;
-                let _ = filter;
-                return Err(Refusal::UnknownType("audit_query".to_owned()));
+                return self.audit_query(filter).await.map(reply);
             }
             Extended::SessionChallenge {} => return Err(no_session("session_challenge")),
             Extended::SessionOpen { .. } => return Err(no_session("session_open")),
