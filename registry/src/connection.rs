@@ -14,6 +14,7 @@ mod session;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pilot_wire::NodeId;
@@ -359,6 +360,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             if self.out.is_empty() {
                 break;
             }
+            self.shared.service.metrics().connections.pushes.fetch_add(1, Relaxed);
             if filled == Filled::Ended {
                 // The reason is in `out`, and nothing may cut it short.
                 self.live = None;

@@ -44,6 +44,8 @@ pub(crate) struct Connections {
     pub(crate) accepted: AtomicU64,
     /// Closed at once, as there were too many.
     pub(crate) refused: AtomicU64,
+    /// Batches of news sent on sessions.
+    pub(crate) pushes: AtomicU64,
     /// TLS handshakes that came to nothing.
     pub(crate) failed_handshakes: AtomicU64,
 }

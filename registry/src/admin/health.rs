@@ -34,6 +34,10 @@ pub(super) async fn ready(site: &Site) -> Answer {
     if let Some(error) = site.service.metrics().store.failing() {
         reasons.push(json!({ "part": "store", "reason": error }));
     }
+    if !site.service.audit().is_healthy() {
+        let reason = "cannot be written; nothing is changed meanwhile, and it is tried again";
+        reasons.push(json!({ "part": "audit log", "reason": reason }));
+    }
     for plugin in site.plugins.list() {
         let reason = plugin.last_reload.and_then(|r| r.error).unwrap_or_default();
         let name = format!("plugin {}", plugin.name);
@@ -118,6 +122,17 @@ pub(super) async fn metrics(
             site.service.state().applied(),
         ),
     ];
+    let audit = site.service.audit();
+    let records = audit.head().map_or(0, |head| head.seq);
+    gauges.extend([
+        now("pilot_sessions", "Nodes with a session.", site.hub.len() as u64),
+        now("pilot_audit_last_record", "Number of the newest signed audit record.", records),
+        now(
+            "pilot_audit_failing",
+            "1 while the audit log cannot be written.",
+            u64::from(!audit.is_healthy()),
+        ),
+    ]);
     if let Some(bytes) = memory {
         gauges.push(Gauge::now("pilot_resident_bytes", "Memory of the process.", bytes));
     }

@@ -95,7 +95,11 @@ async fn route(site: &Site, peer: &Peer, request: Request<Incoming>) -> Result<A
             networks::invitations(site, id, &query(&request, networks::KEYS)?)
         }
         ["api", "v1", "audit"] => {
-            let filter = audit_filter(&query(&request, AUDIT_KEYS)?)?;
+            let mut filter = audit_filter(&query(&request, AUDIT_KEYS)?)?;
+            if let Some(newest) = query(&request, AUDIT_KEYS)?.number::<u64>("newest")? {
+                let head = site.service.audit().head().map_or(0, |head| head.seq);
+                filter.after = filter.after.max(Some(head.saturating_sub(newest)));
+            }
             let asked = Envelope::new(Extended::AuditQuery(filter));
             request::settled(site, peer, access.admin()?, asked).await
         }
@@ -133,8 +137,9 @@ fn query(request: &Request<Incoming>, known: &[&str]) -> Result<Query, Problem> 
     Query::parse(request.uri().query(), known)
 }
 
+/// `newest`: of the last so many records those that fit.
 const AUDIT_KEYS: &[&str] =
-    &["since", "until", "actor", "operation", "object", "result", "after", "limit"];
+    &["since", "until", "actor", "operation", "object", "result", "after", "limit", "newest"];
 
 fn audit_filter(query: &Query) -> Result<AuditFilter, Problem> {
     let text = |key| query.text(key).map(str::to_owned);

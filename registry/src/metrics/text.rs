@@ -64,6 +64,11 @@ pub(crate) fn render(metrics: &Metrics, gauges: &[Gauge]) -> String {
             connections.refused.load(Relaxed),
         ),
         Gauge::count(
+            "pilot_pushes_total",
+            "Batches of news sent on sessions.",
+            connections.pushes.load(Relaxed),
+        ),
+        Gauge::count(
             "pilot_tls_handshakes_failed_total",
             "TLS handshakes that came to nothing.",
             connections.failed_handshakes.load(Relaxed),
