@@ -70,13 +70,35 @@ struct Table {
     watchers: HashMap<NodeId, HashSet<NodeId>>,
     /// By owner text, the nodes with sessions.
     owners: HashMap<String, HashSet<NodeId>>,
+    /// To be woken once a batch is followed.
+    asleep: Vec<Arc<Link>>,
 }
 
 struct Entry {
     link: Arc<Link>,
     watched: HashSet<NodeId>,
-    /// Of the node, as last seen; empty for none.
+    /// [`proven_owner`] as last seen.
     owner: String,
+}
+
+impl Entry {
+    /// Notes the owner text, and whether it is another.
+    fn owned_by(
+        &mut self,
+        owner: &str,
+        node: NodeId,
+        owners: &mut HashMap<String, HashSet<NodeId>>,
+    ) -> bool {
+        if owner == self.owner {
+            return false;
+        }
+        disown(owners, &self.owner, node);
+        self.owner = owner.to_owned();
+        if !owner.is_empty() {
+            owners.entry(self.owner.clone()).or_default().insert(node);
+        }
+        true
+    }
 }
 
 /// How a session was opened before.
@@ -115,6 +137,7 @@ impl Hub {
                 sessions: HashMap::new(),
                 watchers: HashMap::new(),
                 owners: HashMap::new(),
+                asleep: Vec::new(),
             }),
             followed: AtomicU64::new(applied),
         }))
@@ -137,6 +160,7 @@ impl Hub {
             let mut state = write(state);
             (state.applied(), state.take_changes())
         };
+        let mut asleep = Vec::new();
         if !changes.is_empty() {
             let mut table = self.table();
             if !table.sessions.is_empty() {
@@ -144,8 +168,11 @@ impl Hub {
                 changes.iter().for_each(|change| table.route(change, &state));
             }
             table.ring.push(seq, changes);
+            asleep = std::mem::take(&mut table.asleep);
         }
         self.0.followed.store(seq, Ordering::Release);
+        // Last, so that who wakes can be told the new number with the news.
+        asleep.iter().for_each(|link| link.wake());
     }
 
     /// Opens a session of the node that proved its key, in place of one that it
@@ -166,7 +193,7 @@ impl Hub {
         let mut table = self.table();
         let followed = self.followed();
         let state = read(state);
-        let owner = state.node(node).map_or("", |n| n.record.owner.as_str()).to_owned();
+        let owner = proven_owner(&state, node).to_owned();
         table.enter(&link, watched, owner);
         let same = !since.epoch.is_empty() && since.epoch == epoch(&state);
         let within = (table.ring.floor()..=followed).contains(&since.seq);
@@ -184,7 +211,9 @@ impl Hub {
         let seq = if resumed { told } else { followed };
         // The key may have changed between the proof and the entry.
         link.add(Topic::Own, None);
-        topics.into_iter().for_each(|(topic, gone)| link.add(topic, gone));
+        for (topic, gone) in topics {
+            link.add(topic, gone);
+        }
         let epoch = epoch(&state).to_owned();
         Ok(Opened { epoch, seq, resumed, live: Live::new(self.clone(), link, told) })
     }
@@ -218,7 +247,9 @@ impl Hub {
             watchers.entry(*peer).or_default().insert(node);
         }
         entry.watched = watched;
-        add.iter().for_each(|peer| link.add(Topic::Peer(*peer), None));
+        for peer in add {
+            link.add(Topic::Peer(*peer), None);
+        }
         Ok(entry.watched.len())
     }
 
@@ -292,60 +323,49 @@ impl Table {
 
     /// Notes a change with the sessions that it concerns.
     fn route(&mut self, change: &Change, state: &State) {
+        let Self { sessions, watchers, owners, asleep, .. } = self;
+        let mut tell = |entry: Option<&Entry>, topic, gone| {
+            let Some(Entry { link, .. }) = entry else { return };
+            if link.add(topic, gone) {
+                asleep.push(Arc::clone(link));
+            }
+        };
         topic::notices(change, state, |notice| match notice {
             Notice::Node(node, topic, gone) => {
-                self.tell(node, topic, gone);
-                if topic == Topic::Own {
-                    self.own(node, state);
+                tell(sessions.get(&node), topic, gone);
+                if topic != Topic::Own {
+                    return;
                 }
-            }
-            Notice::Watchers(peer) => {
-                for node in self.watchers.get(&peer).into_iter().flatten() {
-                    self.tell(*node, Topic::Peer(peer), None);
-                }
-            }
-            Notice::Watching { node, peer } => {
-                if self.sessions.get(&node).is_some_and(|e| e.watched.contains(&peer)) {
-                    self.tell(node, Topic::Peer(peer), None);
-                }
-            }
-            Notice::Fellows { node, network } => {
-                if let Some(entry) = self.sessions.get(&node) {
-                    for peer in topic::fellows(&entry.watched, network) {
-                        entry.link.add(Topic::Peer(peer), None);
+                // It may have another owner text, for which invitations wait.
+                let Some(entry) = sessions.get_mut(&node) else { return };
+                if entry.owned_by(proven_owner(state, node), node, owners) {
+                    for invitation in state.invitations_for(node) {
+                        tell(Some(entry), Topic::Invitation(invitation.id), None);
                     }
                 }
             }
+            Notice::Watchers(peer) => {
+                for node in watchers.get(&peer).into_iter().flatten() {
+                    tell(sessions.get(node), Topic::Peer(peer), None);
+                }
+            }
+            Notice::Watching { node, peer } => {
+                let entry = sessions.get(&node).filter(|e| e.watched.contains(&peer));
+                tell(entry, Topic::Peer(peer), None);
+            }
+            Notice::Fellows { node, network } => {
+                let entry = sessions.get(&node);
+                let watched = entry.map(|e| topic::fellows(&e.watched, network));
+                for peer in watched.into_iter().flatten() {
+                    tell(entry, Topic::Peer(peer), None);
+                }
+            }
             Notice::Owner(owner, topic) => {
-                for node in self.owners.get(owner).into_iter().flatten() {
-                    self.tell(*node, topic, None);
+                for node in owners.get(owner).into_iter().flatten() {
+                    tell(sessions.get(node), topic, None);
                 }
             }
         });
-    }
-
-    fn tell(&self, node: NodeId, topic: Topic, gone: Option<Gone>) {
-        if let Some(entry) = self.sessions.get(&node) {
-            entry.link.add(topic, gone);
-        }
-    }
-
-    /// A node's record is another: it may have got an owner, for whom
-    /// invitations wait.
-    fn own(&mut self, node: NodeId, state: &State) {
-        let Some(entry) = self.sessions.get_mut(&node) else { return };
-        let owner = state.node(node).map_or("", |n| n.record.owner.as_str());
-        if owner == entry.owner {
-            return;
-        }
-        disown(&mut self.owners, &entry.owner, node);
-        entry.owner = owner.to_owned();
-        if !owner.is_empty() {
-            self.owners.entry(entry.owner.clone()).or_default().insert(node);
-        }
-        for invitation in state.invitations_for(node) {
-            entry.link.add(Topic::Invitation(invitation.id), None);
-        }
     }
 
     /// What concerns one node of the changes after `seq`.
@@ -375,7 +395,7 @@ impl Table {
                 _ => {}
             });
         }
-        // As in `own`; what the owner was before is not known.
+        // What the owner was before is not known.
         if topics.contains_key(&Topic::Own) && !entry.owner.is_empty() {
             let invitations = state.invitations_for(node).into_iter();
             topics.extend(invitations.map(|i| (Topic::Invitation(i.id), None)));
@@ -387,6 +407,16 @@ impl Table {
 /// Which registry this state is of.
 fn epoch(_state: &State) -> &str {
     "placeholder"
+}
+
+/// The owner text by which a node is invited; empty for none. Anybody can
+/// register with any text, so its key must be proven.
+fn proven_owner(state: &State, node: NodeId) -> &str {
+    state
+        .node(node)
+        .ok()
+        .filter(|n| state.key(&n.record.key).is_some_and(|key| key.proven))
+        .map_or("", |n| n.record.owner.as_str())
 }
 
 fn unwatch(watchers: &mut HashMap<NodeId, HashSet<NodeId>>, peer: NodeId, node: NodeId) {

@@ -48,18 +48,23 @@ impl Link {
         self.signer
     }
 
-    /// Notes something to be told.
-    pub(super) fn add(&self, topic: Topic, gone: Option<Gone>) {
+    /// Notes something to be told; whether whoever serves it is to be woken.
+    pub(super) fn add(&self, topic: Topic, gone: Option<Gone>) -> bool {
         let mut pending = self.pending();
         if pending.ended.is_some() {
-            return;
+            return false;
         }
+        let first = pending.topics.is_empty();
         pending.topics.insert(topic, gone);
-        if pending.topics.len() > MAX_TOPICS {
-            pending.topics.clear();
-            pending.ended = Some("slow");
+        if pending.topics.len() <= MAX_TOPICS {
+            return first;
         }
-        drop(pending);
+        pending.topics.clear();
+        pending.ended = Some("slow");
+        true
+    }
+
+    pub(super) fn wake(&self) {
         self.wake.notify_one();
     }
 
@@ -69,7 +74,7 @@ impl Link {
         pending.topics.clear();
         pending.ended.get_or_insert(code);
         drop(pending);
-        self.wake.notify_one();
+        self.wake();
     }
 
     fn ended(&self) -> Option<&'static str> {

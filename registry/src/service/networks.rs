@@ -224,7 +224,7 @@ impl Service {
             }
             Extended::AuditQuery(filter) => {
                 who.admin("audit_query")?;
-                return self.audit_query(filter).await.map(reply);
+                return Ok(reply(self.audit_query(filter).await?));
             }
             Extended::SessionChallenge {} => return Err(no_session("session_challenge")),
             Extended::SessionOpen { .. } => return Err(no_session("session_open")),

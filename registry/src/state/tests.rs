@@ -1,5 +1,8 @@
 //! Rules one by one, then random command sequences against invariants.
 
+mod model;
+mod random;
+
 use std::collections::HashSet;
 use std::net::SocketAddr;
 

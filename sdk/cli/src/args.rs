@@ -68,7 +68,8 @@ impl Line {
 #[derive(Debug, Default)]
 pub(crate) struct Args {
     positionals: Vec<String>,
-    flags: HashMap<&'static str, String>,
+    /// In the order of the line, for those that may be given more than once.
+    flags: HashMap<&'static str, Vec<String>>,
     usage: &'static str,
 }
 
@@ -100,14 +101,19 @@ impl Args {
             if flag.value.is_none() {
                 boolean(name, &value)?;
             }
-            args.flags.insert(flag.name, value);
+            args.flags.entry(flag.name).or_default().push(value);
         }
         let (min, max) = spec.positionals;
         if args.positionals.len() < min {
             return Err(args.usage());
         }
         if let Some(extra) = args.positionals.get(max) {
-            return Err(args.usage().reason(format!("unexpected argument {extra:?}")));
+            // Where secrets are taken, this may be one.
+            let shown = match spec.flags.iter().any(|f| f.name.ends_with("token")) {
+                true => "one argument too many".to_owned(),
+                false => format!("unexpected argument {extra:?}"),
+            };
+            return Err(args.usage().reason(shown));
         }
         Ok(args)
     }
@@ -130,8 +136,14 @@ impl Args {
         &self.positionals
     }
 
+    /// The value of a flag; the last one if it was given more than once.
     pub(crate) fn value(&self, flag: &str) -> Option<&str> {
-        self.flags.get(flag).map(String::as_str)
+        self.values(flag).last().map(String::as_str)
+    }
+
+    /// Every value of a flag that may be given more than once.
+    pub(crate) fn values(&self, flag: &str) -> &[String] {
+        self.flags.get(flag).map_or(&[], Vec::as_slice)
     }
 
     /// Whether a boolean flag is set: present, and not `false`.
@@ -150,7 +162,7 @@ impl Args {
         match self.value(flag) {
             Some(text) => duration(text).map(|d| d.min(LONGEST)).ok_or_else(|| {
                 Failure::invalid(format!("invalid --{flag} {text:?}"))
-                    .hint("write a duration like 30s, 2m, 500ms, or a number of seconds")
+                    .hint("write a duration like 30s, 2m, 12h, 7d, 500ms, or a number of seconds")
             }),
             None => Ok(default),
         }
@@ -211,8 +223,9 @@ fn unknown_flag(spec: &Spec, name: &str) -> Failure {
     }
 }
 
-/// Go's form (`1h30m`, `1.5s`, `500ms`, `2us`, `3ns`), or a number of seconds.
-fn duration(text: &str) -> Option<Duration> {
+/// Go's form (`1h30m`, `1.5s`, `500ms`, `2us`, `3ns`), also with days (`7d`), or
+/// a number of seconds.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).ok();
     }
@@ -224,6 +237,7 @@ fn duration(text: &str) -> Option<Duration> {
         rest = &rest[digits..];
         let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         let unit = match &rest[..end] {
+            "d" => 86_400.0,
             "h" => 3600.0,
             "m" => 60.0,
             "s" => 1.0,

@@ -1,7 +1,9 @@
 //! The commands, one file each, and the table of them all.
 
 mod approve;
+mod audit;
 mod bench;
+mod broadcast;
 mod clear_hostname;
 mod clear_tags;
 mod clear_webhook;
@@ -19,6 +21,7 @@ mod disable_tasks;
 mod disconnect;
 mod enable_tasks;
 mod find;
+mod fleet;
 mod handshake;
 mod inbox;
 mod info;
@@ -26,6 +29,8 @@ mod init;
 mod listen;
 mod lookup;
 mod name_register;
+mod network;
+mod node_revoke;
 mod peers;
 mod pending;
 mod ping;
@@ -85,6 +90,26 @@ pub(crate) static COMMANDS: &[Spec] = &[
     reject::SPEC,
     trust::SPEC,
     untrust::SPEC,
+    network::manage::CREATE,
+    network::manage::UPDATE,
+    network::manage::DELETE,
+    network::manage::LIST,
+    network::manage::RULES,
+    network::member::JOIN,
+    network::member::LEAVE,
+    network::status::SPEC,
+    network::member::MEMBERS,
+    network::member::REMOVE,
+    network::token::CREATE,
+    network::token::LIST,
+    network::token::REVOKE,
+    network::invitation::INVITE,
+    network::invitation::LIST,
+    network::invitation::DECLINE,
+    network::invitation::UNINVITE,
+    broadcast::SPEC,
+    audit::SPEC,
+    node_revoke::SPEC,
     ping::SPEC,
     connect::SPEC,
     send::SPEC,
@@ -113,6 +138,7 @@ pub(crate) static COMMANDS: &[Spec] = &[
     task_list::SPEC,
     task_queue::SPEC,
     bench::SPEC,
+    fleet::SPEC,
     script::CHECK,
     script::RUN,
     context::SPEC,

@@ -1,14 +1,18 @@
 //! How a command fails: a code for programs, a sentence and a hint for people.
 
+use std::borrow::Cow;
+
 use pilot_sdk::{ConnectError, ErrorKind};
+use pilot_wire::registry::ErrorReply;
 use serde_json::{Map, Value, json};
 
 /// A failed command. The codes are `invalid_argument`, `not_found`,
 /// `already_exists`, `not_running`, `connection_failed`, `timeout`, `internal`,
-/// and of the task commands `invalid_state` and `expired`.
+/// of the task commands `invalid_state` and `expired`, and those of a registry
+/// that refuses.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    pub(crate) code: &'static str,
+    pub(crate) code: Cow<'static, str>,
     pub(crate) message: String,
     /// Why, where the message has a fixed text.
     pub(crate) reason: Option<Box<str>>,
@@ -21,7 +25,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
-        let message = message.into();
+        let (code, message) = (Cow::Borrowed(code), message.into());
         Self { code, message, reason: None, hint: None, data: None, silent: false }
     }
 
@@ -82,11 +86,34 @@ impl Failure {
         }
     }
 
+    /// A registry that refused `what`. Its code is shown to people as well: pages
+    /// and audit logs speak of it.
+    pub(crate) fn refused(what: &str, reply: &ErrorReply) -> Self {
+        let code = reply.code.clone().unwrap_or_else(|| "connection_failed".to_owned());
+        let failure = Self {
+            code: Cow::Owned(code),
+            ..Self::new("", format!("{what}: registry: {}", reply.text()))
+        };
+        match reply.hint.as_deref().or_else(|| advice(&failure.code)) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+
+    /// Whether a registry refused, and is no worse for it.
+    pub(crate) const fn is_refusal(&self) -> bool {
+        matches!(self.code, Cow::Owned(_))
+    }
+
     /// The message and its reason, as one line.
     pub(crate) fn text(&self) -> String {
+        let code = match &self.code {
+            Cow::Owned(code) => format!(" [{code}]"),
+            Cow::Borrowed(_) => String::new(),
+        };
         match &self.reason {
-            Some(reason) => format!("error: {}: {reason}", self.message),
-            None => format!("error: {}", self.message),
+            Some(reason) => format!("error: {}{code}: {reason}", self.message),
+            None => format!("error: {}{code}", self.message),
         }
     }
 
@@ -105,6 +132,24 @@ impl Failure {
         }
         Value::Object(map)
     }
+}
+
+/// What to do about a refusal, in terms of this program.
+fn advice(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "admin_only" | "bad_admin_token" => {
+            "put the registry's admin-token into PILOT_ADMIN_TOKEN and try again"
+        }
+        "not_owner" => "ask its owner (pilotctl network list), or set PILOT_ADMIN_TOKEN",
+        "unknown_network" => "see: pilotctl network list",
+        "network_exists" => "choose another name, or see: pilotctl network list",
+        "not_member" => "join first: pilotctl network join",
+        "not_admitted" => "see which rules it has: pilotctl network list",
+        "token_gone" => "ask the network's owner for a new token",
+        "invitation_gone" => "see what waits: pilotctl network invitations",
+        "unknown_type" => "this registry knows no such request; update it",
+        _ => return None,
+    })
 }
 
 impl From<ConnectError> for Failure {

@@ -21,6 +21,10 @@ pub(crate) const GLOBAL_FLAGS: &[(&str, &str)] = &[
 pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
     ("PILOT_SOCKET", "the daemon's socket; before the configuration's socket and /tmp/pilot.sock"),
     ("PILOT_REGISTRY", "the registry; before the configuration's registry and 127.0.0.1:9000"),
+    (
+        "PILOT_ADMIN_TOKEN",
+        "makes an administrator of the registry, which is then asked directly, not by the daemon",
+    ),
     ("PILOT_HOME", "folder of configuration, identity, logs and received files; default ~/.pilot"),
     ("NO_COLOR", "no colour"),
 ];
@@ -30,6 +34,16 @@ pub(crate) const ERROR_CODES: &[(&str, &str)] = &[
     ("invalid_argument", "the command line is wrong"),
     ("not_found", "no such node, hostname or file"),
     ("already_exists", "the daemon runs already"),
+    ("admin_only", "the registry wants an administrator's token"),
+    ("bad_admin_token", "the registry knows no such administrator's token"),
+    ("unknown_network", "the registry has no such network"),
+    ("network_exists", "the registry has a network of this name"),
+    ("not_owner", "the registry wants the network's owner or an administrator"),
+    ("not_member", "the node is not in the network"),
+    ("not_admitted", "the network's rules did not let the node in"),
+    ("token_gone", "the join token is used up, expired or revoked"),
+    ("invitation_gone", "the invitation was used, declined or taken back, or has expired"),
+    ("revoked", "an administrator has revoked the node's key"),
     ("not_running", "the daemon does not run"),
     ("connection_failed", "the daemon, the registry or the peer refused or cannot be reached"),
     ("timeout", "no answer in time"),
@@ -81,7 +95,7 @@ pub(crate) fn of(spec: &Spec) -> String {
 
 /// Help of a group of commands.
 pub(crate) fn of_group(group: &str) -> String {
-    let specs = COMMANDS.iter().filter(|s| s.group() == Some(group) && shown(s));
+    let specs = COMMANDS.iter().filter(|s| s.within(group).is_some() && shown(s));
     specs.map(|s| format!("usage: pilotctl {}\n  {}\n", s.usage, s.about)).collect()
 }
 

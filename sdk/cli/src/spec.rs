@@ -15,7 +15,7 @@ pub(crate) type Running<'a> = Pin<Box<dyn Future<Output = Result<Answer, Failure
 
 /// One command.
 pub(crate) struct Spec {
-    /// One word, or two for a command of a group.
+    /// One word, or more for a command of a group.
     pub(crate) name: &'static str,
     /// Name, positionals and main flags, as shown in a usage error.
     pub(crate) usage: &'static str,
@@ -56,9 +56,9 @@ impl Spec {
         self.flags.iter().find(|f| f.name == name)
     }
 
-    /// The group, for a command of one.
-    pub(crate) fn group(&self) -> Option<&'static str> {
-        self.name.split_once(' ').map(|(group, _)| group)
+    /// The words behind those of a group, for a command in it.
+    pub(crate) fn within(&self, group: &str) -> Option<&'static str> {
+        self.name.strip_prefix(group)?.strip_prefix(' ')
     }
 }
 
@@ -74,31 +74,42 @@ pub(crate) enum Lookup<'a> {
 
 /// Finds the command that `words` begin with.
 pub(crate) fn find(words: &[String]) -> Lookup<'_> {
-    let Some(first) = words.first() else { return Lookup::Unknown("") };
-    if let Some(spec) = COMMANDS.iter().find(|s| s.name == first) {
-        return Lookup::Found(spec, 1);
+    let mut path = String::new();
+    let mut group = None;
+    for (i, word) in words.iter().enumerate() {
+        if i > 0 && word.starts_with("--") {
+            break;
+        }
+        if i > 0 {
+            path.push(' ');
+        }
+        path.push_str(word);
+        if let Some(spec) = COMMANDS.iter().find(|s| s.name == path) {
+            return Lookup::Found(spec, i + 1);
+        }
+        match (named_group(&path), group) {
+            (Some(found), _) => group = Some(found),
+            (None, Some(group)) => return Lookup::UnknownIn(group, word),
+            (None, None) => return Lookup::Unknown(word),
+        }
     }
-    let Some(group) = COMMANDS.iter().filter_map(|s| s.group()).find(|g| g == first) else {
-        return Lookup::Unknown(first);
-    };
-    let Some(second) = words.get(1).filter(|w| !w.starts_with("--")) else {
-        return Lookup::Group(group);
-    };
-    let full = format!("{group} {second}");
-    match COMMANDS.iter().find(|s| s.name == full) {
-        Some(spec) => Lookup::Found(spec, 2),
-        None => Lookup::UnknownIn(group, second),
-    }
+    group.map_or(Lookup::Unknown(""), Lookup::Group)
 }
 
-/// The subcommands of a group.
+/// The name of a group, as it stands in the table.
+fn named_group(path: &str) -> Option<&'static str> {
+    COMMANDS.iter().find(|s| s.within(path).is_some())?.name.get(..path.len())
+}
+
+/// The subcommands of a group, and the groups in it.
 pub(crate) fn members(group: &str) -> Vec<&'static str> {
-    COMMANDS
-        .iter()
-        .filter_map(|s| s.name.split_once(' '))
-        .filter(|(g, _)| *g == group)
-        .map(|(_, m)| m)
-        .collect()
+    let mut names: Vec<&str> = Vec::new();
+    for name in COMMANDS.iter().filter_map(|s| s.within(group)?.split(' ').next()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// The known word that a mistyped one most likely means: at most two edits
@@ -139,6 +150,23 @@ mod tests {
         assert_eq!(nearest("conect", known()), Some("connect"));
         assert_eq!(nearest("inof", known()), Some("info"));
         assert_eq!(nearest("xyzzy", known()), None);
+    }
+
+    #[test]
+    fn groups_within_groups() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert!(matches!(find(&words("network token list ops")), Lookup::Found(s, 3)
+            if s.name == "network token list"));
+        assert!(matches!(find(&words("network list")), Lookup::Found(_, 2)));
+        assert!(matches!(find(&words("network")), Lookup::Group("network")));
+        assert!(matches!(find(&words("network token --json")), Lookup::Group("network token")));
+        assert!(matches!(
+            find(&words("network token mint")),
+            Lookup::UnknownIn("network token", "mint")
+        ));
+        assert!(matches!(find(&words("netwrk list")), Lookup::Unknown("netwrk")));
+        assert_eq!(members("network token"), ["create", "list", "revoke"]);
+        assert_eq!(members("network").iter().filter(|m| **m == "token").count(), 1);
     }
 
     #[test]

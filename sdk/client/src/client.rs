@@ -159,6 +159,13 @@ impl Client {
         Ok(())
     }
 
+    /// Why an earlier datagram was not sent, told once; else the next
+    /// [`Self::send_datagram`] tells it. The daemon says nothing of datagrams
+    /// that it takes.
+    pub fn datagram_error(&self) -> Option<Error> {
+        self.link().subscribers.take_error()
+    }
+
     /// The datagrams that arrive from now on.
     pub fn datagrams(&self) -> Datagrams {
         Datagrams::subscribe(Arc::clone(&self.guard))

@@ -50,19 +50,21 @@ fn tree() -> Command {
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).global(true))
         .arg(Arg::new("socket").long("socket").value_name("path").global(true));
     for spec in COMMANDS.iter().filter(|s| shown(s)) {
-        match spec.name.split_once(' ') {
-            None => root = root.subcommand(leaf(spec, spec.name)),
-            Some((group, name)) => {
-                let leaf = leaf(spec, name);
-                root = if root.find_subcommand(group).is_some() {
-                    root.mut_subcommand(group, |g| g.subcommand(leaf))
-                } else {
-                    root.subcommand(Command::new(group).subcommand(leaf))
-                };
-            }
-        }
+        root = insert(root, spec.name, spec);
     }
     root
+}
+
+/// Puts a command below its groups.
+fn insert(parent: Command, path: &'static str, spec: &'static Spec) -> Command {
+    let Some((group, rest)) = path.split_once(' ') else {
+        return parent.subcommand(leaf(spec, path));
+    };
+    if parent.find_subcommand(group).is_some() {
+        parent.mut_subcommand(group, |g| insert(g, rest, spec))
+    } else {
+        parent.subcommand(insert(Command::new(group), rest, spec))
+    }
 }
 
 fn leaf(spec: &'static Spec, name: &'static str) -> Command {

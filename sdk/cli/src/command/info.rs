@@ -4,6 +4,7 @@ use pilot_sdk::Info;
 use serde_json::Value;
 
 use super::connections;
+use super::network::status;
 use super::peers;
 use crate::args::Args;
 use crate::cx::Cx;
@@ -15,7 +16,7 @@ pub(crate) const SPEC: Spec = Spec {
     name: "info",
     usage: "info",
     about: "Show the daemon's address, peers and connections",
-    returns: "node_id, address, hostname, uptime_secs, connections, ports, peers, encrypted_peers, authenticated_peers, encrypt, identity, public_key, owner, bytes_sent, bytes_recv, pkts_sent, pkts_recv, peer_list, conn_list",
+    returns: "node_id, address, hostname, uptime_secs, connections, ports, peers, encrypted_peers, authenticated_peers, encrypt, identity, public_key, owner, bytes_sent, bytes_recv, pkts_sent, pkts_recv, peer_list, conn_list, registry, networks (name, id, state, reason, expires, next_try)",
     flags: &[],
     positionals: (0, 0),
     run: |cx, args| Box::pin(run(cx, args)),
@@ -52,6 +53,7 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
         ("sent", format!("{} in {} packets", bytes(info.bytes_sent), info.pkts_sent)),
         ("received", format!("{} in {} packets", bytes(info.bytes_recv), info.pkts_recv)),
     ];
+    fields.extend(info.extra.get("registry").and_then(registry).map(|text| ("registry", text)));
     let udp = info.extra.get("udp");
     fields.extend(udp.and_then(batches).map(|text| ("datagrams", text)));
     fields.extend(info.extra.get("plugins").and_then(plugins).map(|text| ("plugins", text)));
@@ -60,6 +62,10 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
     if let Some(shortfall) = udp.and_then(|u| u["buffer_shortfall"].as_str()) {
         text.push_str(&format!("\n\n{} {}", cx.out.bad("warning:"), printable_line(shortfall)));
     }
+    let networks = info.extra.get("networks").and_then(Value::as_array);
+    if let Some(list) = networks.filter(|list| !list.is_empty()) {
+        text.push_str(&format!("\n\n{}", status::table(cx, list)));
+    }
     if !info.peer_list.is_empty() {
         text.push_str(&format!("\n\n{}", peers::table(cx, &info.peer_list)));
     }
@@ -67,6 +73,25 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
         text.push_str(&format!("\n\n{}", connections::table(cx, &info.conn_list)));
     }
     Ok(Answer::new(data, text))
+}
+
+/// How the registry is reached: by a session on which it tells of changes, or
+/// by asking again and again, as registries of the published protocol want it.
+fn registry(status: &Value) -> Option<String> {
+    let text = |key: &str| status[key].as_str().filter(|t| !t.is_empty()).map(printable_line);
+    let mut parts = vec![text("state")?];
+    let session = &status["session"];
+    parts.extend(match session {
+        Value::Object(session) => {
+            session.get("state").and_then(Value::as_str).map(|s| format!("session {s}"))
+        }
+        Value::String(state) => Some(format!("session {state}")),
+        _ => None,
+    });
+    parts.extend(status["since_secs"].as_u64().map(|s| format!("for {}", seconds(s))));
+    parts.extend(text("address"));
+    parts.extend(text("last_error").filter(|_| status["state"] != "up"));
+    Some(parts.join(", "))
 }
 
 /// How many plugins and scripts run, and which do not as they should.

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pilot_wire::ipc::{Command, ErrorCode, Event, Features, split_message};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
@@ -38,6 +39,13 @@ pub struct Behaviour {
     pub node: u32,
     /// Whether a reload keeps an old version of plugin `broken`.
     pub reload_fails: bool,
+    /// What its registry answers.
+    pub registry: fn(&Value) -> Value,
+}
+
+/// A registry that refuses everything.
+fn refuse(_: &Value) -> Value {
+    serde_json::json!({"type": "error", "error": "request failed"})
 }
 
 impl Default for Behaviour {
@@ -50,6 +58,7 @@ impl Default for Behaviour {
             exchange: true,
             node: 1,
             reload_fails: false,
+            registry: refuse,
         }
     }
 }
@@ -119,6 +128,11 @@ impl MockDaemon {
     /// Ports that are bound.
     pub fn ports(&self) -> Vec<u16> {
         self.shared.state.lock().expect("state").ports.keys().copied().collect()
+    }
+
+    /// What its registry was asked.
+    pub fn asked(&self) -> Vec<Value> {
+        self.shared.state.lock().expect("state").asked.clone()
     }
 
     /// Lets one dial to node 8 go on.

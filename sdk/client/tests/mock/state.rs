@@ -78,6 +78,8 @@ pub struct State {
     hostname: String,
     pending: BTreeMap<u32, String>,
     trusted: BTreeMap<u32, i64>,
+    /// What the registry was asked.
+    pub asked: Vec<Value>,
 }
 
 impl State {
@@ -91,6 +93,7 @@ impl State {
             hostname: "cli-node".to_owned(),
             pending: BTreeMap::from([(7, "let me in".to_owned())]),
             trusted: BTreeMap::new(),
+            asked: Vec::new(),
         }
     }
 
@@ -160,7 +163,7 @@ impl State {
                 }
             }
             Command::SendDatagram { to, data } => {
-                if to.address.is_broadcast() {
+                if to.address.is_broadcast() && to.address.network != 3 {
                     me.error(
                         None,
                         ErrorCode::INVALID_ARGUMENT,
@@ -403,6 +406,12 @@ impl State {
                 return me.error(tag, ErrorCode::NOT_FOUND, &text);
             }
             Command::Reload => (json::RELOAD, reload(self.behaviour.reload_fails)),
+            Command::Registry(request) => {
+                let request: Value = serde_json::from_slice(request).expect("a JSON request");
+                let answer = (self.behaviour.registry)(&request);
+                self.asked.push(request);
+                (json::REGISTRY, answer)
+            }
             Command::SetTaskExec { enabled } => (
                 json::SET_TASK_EXEC,
                 json!({"type":"set_task_exec_ok","node_id":node,"task_exec":enabled}),
@@ -471,6 +480,11 @@ impl State {
             "peer_list": [{"node_id":2,"endpoint":"127.0.0.1:4000","encrypted":true,
                            "authenticated":true,"relay":false,"path_mtu":1452,"offload":true}],
             "conn_list": conns, "version": "mock",
+            "registry": {"state": "up", "session": {"state": "open"}, "since_secs": 61,
+                         "address": "127.0.0.1:9000"},
+            "networks": [{"name": "ops", "id": 3, "state": "joined"},
+                         {"name": "lab", "state": "refused", "reason": "the token is used up",
+                          "next_try": null}],
         })
     }
 }
