@@ -6,6 +6,8 @@ mod site;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 
+use client::networks::{Node, unix_now};
+use client::plugins::shipped;
 use client::{Client, Identity};
 use pilot_registry::Config;
 use serde_json::{Value, json};
@@ -411,4 +413,54 @@ fn a_request_in_flight_is_finished_at_the_end() {
     let reply = site::Reply::read(stream);
     assert_eq!((reply.status, &reply.json()["type"]), (200, &json!("network_list_ok")));
     ending.ended();
+}
+
+#[test]
+fn networks_are_made_and_read_over_http() {
+    let site = Site::start(Config { plugin_path: Some(vec![shipped().to_owned()]), ..config() });
+    let create = json!({
+        "type": "network_create", "name": "lab", "join": { "rules": [{ "rule": "open" }] },
+    });
+    let made = site.request(&create);
+    assert_eq!((made.status, &made.json()["type"]), (200, &json!("network_create_ok")), "{made:?}");
+    let again = site.request(&create);
+    assert_eq!((again.status, &again.json()["code"]), (409, &json!("network_exists")));
+    let mut nodes: Vec<Node> = (1..=3).map(|n| Node::new(site.addr, n)).collect();
+    for node in &mut nodes {
+        node.enter("lab", json!({}));
+    }
+    let list = site.admin("/api/v1/networks").json();
+    let lab = &list["networks"][0];
+    assert_eq!((&lab["name"], &lab["members"]), (&json!("lab"), &json!(3)));
+    let id = lab["id"].as_u64().unwrap();
+    let page = site.admin("/api/v1/networks/lab?limit=2").json();
+    let ids = |page: &Value| -> Vec<u64> {
+        let members = page.as_array().unwrap();
+        members.iter().map(|m| m["node_id"].as_u64().unwrap()).collect()
+    };
+    assert_eq!((ids(&page["members_page"]), &page["next"]), (vec![1, 2], &json!(2)));
+    let rest = site.admin(&format!("/api/v1/networks/{id}/members?after=2")).json();
+    assert_eq!((ids(&rest["members"]), &rest["next"]), (vec![3], &Value::Null));
+    assert_eq!(site.admin("/api/v1/nodes/1").json()["networks"], json!([0, id]));
+
+    let token = site.request(&json!({ "type": "token_create", "network": "lab", "uses": 2 }));
+    let secret = token.json()["secret"].as_str().unwrap().to_owned();
+    let tokens = site.admin("/api/v1/networks/lab/tokens");
+    assert_eq!(tokens.json()["tokens"][0]["uses_left"], 2);
+    for hidden in [secret.as_str(), "salt", "hash"] {
+        assert!(!tokens.text().contains(hidden), "{hidden}");
+    }
+    let invite = site.request(&json!({
+        "type": "invite", "network": "lab", "to": { "node": 2 }, "expires": unix_now() + 600,
+    }));
+    assert_eq!(invite.status, 200, "{invite:?}");
+    let invitations = site.admin("/api/v1/networks/lab/invitations").json();
+    assert_eq!(invitations["invitations"][0]["to"], json!({ "node": 2 }));
+    client::eventually("the network is counted", || {
+        let stats = site.get("/api/stats").json();
+        stats["networks"][1]
+            == json!({ "id": id, "name": "lab", "members": 3, "online_members": 3 })
+    });
+    drop(nodes);
+    site.end();
 }

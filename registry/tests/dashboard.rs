@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use client::plugins::shipped;
 use client::{Client, Identity, eventually};
+use pilot_registry::Config;
 use serde_json::json;
 use site::{PATIENCE, Site, config};
 
@@ -71,7 +73,8 @@ fn inside(page: &str, id: &str, end: &str) -> String {
 
 #[test]
 fn the_page_shows_counts_networks_and_public_nodes_alone() {
-    let site = Site::start(config());
+    let plugins = Some(vec![shipped().to_owned()]);
+    let site = Site::start(Config { plugin_path: plugins, ..config() });
     let mut client = Client::connect(site.addr);
     let keys: Vec<Identity> = (1..=4).map(Identity::new).collect();
     for key in &keys {
@@ -91,6 +94,13 @@ fn the_page_shows_counts_networks_and_public_nodes_alone() {
         ok(client.ask(key.about("report_trust", "report_trust", a, b, json!({}))));
     }
     eventually("the nodes are counted", || site.get("/api/stats").json()["total_trust_links"] == 2);
+    let made = site.request(&json!({
+        "type": "network_create", "name": "lab", "join": { "rules": [{ "rule": "open" }] },
+    }));
+    assert_eq!(made.status, 200, "{made:?}");
+    eventually("the network is counted", || {
+        site.get("/api/stats").json()["networks"][1]["name"] == "lab"
+    });
     let Some(page) = rendered(
         "the_page_shows_counts_networks_and_public_nodes_alone",
         &format!("http://{}/", site.http),
@@ -103,10 +113,9 @@ fn the_page_shows_counts_networks_and_public_nodes_alone() {
     assert_eq!(inside(&page, "split", "<"), "2 public, 2 private");
     assert_eq!(inside(&page, "online", "<"), "4");
     assert_eq!(inside(&page, "links", "<"), "2");
-    // Without the files of the shipped join rules there are warnings.
-    assert!(inside(&page, "health", "<").starts_with("ready"), "{page}");
+    assert_eq!(inside(&page, "health", "<"), "ready");
     let networks = inside(&page, "networks", "</table>");
-    assert!(networks.contains("backbone"), "{networks}");
+    assert!(networks.contains("backbone") && networks.contains("lab"), "{networks}");
     let nodes = inside(&page, "nodes", "</table>");
     for wanted in ["ada", "grace", "gpu", "0:0000.0000.0001"] {
         assert!(nodes.contains(wanted), "{wanted}: {nodes}");
