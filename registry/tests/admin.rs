@@ -422,7 +422,7 @@ fn networks_are_made_and_read_over_http() {
         "type": "network_create", "name": "lab", "join": { "rules": [{ "rule": "open" }] },
     });
     let made = site.request(&create);
-    assert_eq!((made.status, &made.json()["type"]), (200, &json!("network_create_ok")), "{made:?}");
+    assert_eq!((made.status, &made.json()["type"]), (200, &json!("network_ok")), "{made:?}");
     let again = site.request(&create);
     assert_eq!((again.status, &again.json()["code"]), (409, &json!("network_exists")));
     let mut nodes: Vec<Node> = (1..=3).map(|n| Node::new(site.addr, n)).collect();
