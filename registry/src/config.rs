@@ -265,12 +265,9 @@ impl Config {
             },
             max_connections,
             tls: tls(settings)?,
-            http: match settings.text("http") {
-                "" => None,
-                _ => Some(settings.address("http")?.to_string()),
-            },
+            http: settings.optional_address("http")?,
             admin_token: admin_token(settings)?,
-            admin_ca: path("admin-ca"),
+            admin_ca: admin_ca(settings)?,
             any_node_makes_networks: match settings.text("network-creation") {
                 "admin" => false,
                 "any" => true,
@@ -327,6 +324,23 @@ fn admin_token(settings: &Settings) -> Result<Option<String>, SettingsError> {
     }
 }
 
+/// Certificates are shown over TLS, and only the administration asks for them.
+fn admin_ca(settings: &Settings) -> Result<Option<PathBuf>, SettingsError> {
+    let path = settings.text("admin-ca");
+    if path.is_empty() {
+        return Ok(None);
+    }
+    for (needed, is_set) in
+        [("http", !settings.text("http").trim().is_empty()), ("tls", settings.flag("tls")?)]
+    {
+        if !is_set {
+            let problem = format!("is set, but {needed} is not; set {needed}");
+            return Err(settings.refuse("admin-ca", problem));
+        }
+    }
+    Ok(Some(path.into()))
+}
+
 /// Folders with colons between them.
 fn folders(text: &str) -> Vec<PathBuf> {
     text.split(':').map(str::trim).filter(|f| !f.is_empty()).map(PathBuf::from).collect()
@@ -381,6 +395,21 @@ mod tests {
             refused.contains("c.yaml line 4") && refused.contains("did you mean isolation?"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn the_administration_is_checked() {
+        let config = |args: &[&str]| read(&REGISTRY, args);
+        let refused = |args: &[&str]| config(args).unwrap_err().to_string();
+        assert!(refused(&["-http", "9000"]).contains("-http"));
+        assert!(refused(&["-admin-token", "short"]).contains("at least 16"));
+        assert!(refused(&["-admin-ca", "ca.pem"]).contains("set http"));
+        assert!(refused(&["-admin-ca", "ca.pem", "-http", ":1"]).contains("set tls"));
+        let args =
+            ["-admin-ca", "ca.pem", "-http", ":1", "-tls", "-admin-token", "0123456789abcdef"];
+        let config = config(&args).unwrap();
+        assert_eq!(config.http.as_deref(), Some(":1"));
+        assert_eq!(config.tls, Some(TlsFiles { pem: None }));
     }
 
     #[test]

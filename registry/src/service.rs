@@ -24,6 +24,7 @@ use crate::admins::Admins;
 use crate::audit::Audit;
 use crate::events::Events;
 use crate::limits::{Beacons, RateLimit};
+use crate::metrics::Metrics;
 use crate::rules::{JoinRules, NoRules};
 use crate::state::{
     Command, MAX_JUSTIFICATION, MAX_OWNER, Node, NodeRecord, Op, Origin, Refusal, Register, Signer,
@@ -89,6 +90,7 @@ pub struct Service {
     admins: Admins,
     any_node_makes_networks: bool,
     joins: joining::Joins,
+    metrics: Arc<Metrics>,
     audit: Audit,
 }
 
@@ -112,6 +114,7 @@ impl Service {
             admins: Admins::default(),
             any_node_makes_networks: false,
             joins: joining::Joins::default(),
+            metrics: Arc::default(),
             audit: Audit::default(),
         }
     }
@@ -130,6 +133,28 @@ impl Service {
     /// When it is wrong, or there are no administrators.
     pub fn administrator(&self, token: &str) -> Result<String, Refusal> {
         self.admins.named(token)
+    }
+
+    /// Counts here.
+    #[must_use]
+    pub(crate) fn with_metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// What is counted.
+    pub(crate) const fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Who is an administrator.
+    pub(crate) const fn admins(&self) -> &Admins {
+        &self.admins
+    }
+
+    /// Admits so many registrations a minute and source from now on.
+    pub(crate) fn set_register_rate(&self, rate: u32) {
+        lock(&self.rate).set_rate(rate);
     }
 
     /// Asks these about joins.

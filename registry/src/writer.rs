@@ -18,8 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::audit::{Audit, Draft};
 use crate::events::{Before, Events};
+use crate::metrics::Metrics;
 use crate::push::Hub;
-use crate::service::{read, write};
+use crate::service::{Admitted, read, write};
 use crate::state::{Command, Refusal, RowKey, State};
 use crate::store::{CommandLog, StoreError};
 
@@ -44,6 +45,8 @@ pub(crate) struct Followers {
     pub hub: Hub,
     /// After them.
     pub events: Events,
+    /// As it happens.
+    pub metrics: Arc<Metrics>,
 }
 
 struct Job {
@@ -85,6 +88,20 @@ impl Writer {
             Ok(()) => outcomes.await.unwrap_or_else(|_| lost()),
             Err(_) => lost(),
         }
+    }
+
+    /// Brings what was admitted to its answer.
+    pub(crate) async fn settle(&self, admitted: Admitted) -> Outcome {
+        let (command, then) = match admitted {
+            Admitted::Reply(reply) => return Ok(reply),
+            Admitted::Write(command) => (command, None),
+            Admitted::WriteThen(command, then) => (command, Some(then)),
+        };
+        let outcome = self.submit(vec![command]).await.pop().unwrap_or(Err(Refusal::Storage));
+        outcome.map(|led_to| match then {
+            Some(then) => then.answer(led_to),
+            None => led_to,
+        })
     }
 }
 
@@ -138,7 +155,7 @@ fn run(
     mut queue: mpsc::Receiver<Job>,
     followers: &Followers,
 ) -> Result<(), StoreError> {
-    let Followers { audit, hub, events } = followers;
+    let Followers { audit, hub, events, metrics } = followers;
     let mut commands = Vec::new();
     let mut waiting = Vec::new();
     let mut happened = Vec::new();
@@ -154,11 +171,17 @@ fn run(
             next = if commands.len() < MAX_BATCH { queue.try_recv().ok() } else { None };
         }
         let first = read(state).applied() + 1;
+        let began = Instant::now();
         let stored = if audit.is_healthy() {
             log.append(first, &commands)
         } else {
             Err(StoreError::Unaudited)
         };
+        metrics.store.committed(
+            commands.len(),
+            began.elapsed(),
+            stored.as_ref().err().map(|e| e as _),
+        );
         let mut outcomes = match stored {
             Ok(()) => {
                 let wanted = events.wanted();
@@ -194,7 +217,7 @@ fn run(
         if let Some(e) = end {
             return Err(e);
         }
-        checkpoint_if_due(state, log.as_mut(), audit, &mut owed)?;
+        checkpoint_if_due(state, log.as_mut(), audit, metrics, &mut owed)?;
     }
     Ok(())
 }
@@ -234,11 +257,13 @@ fn checkpoint_if_due(
     state: &RwLock<State>,
     log: &mut dyn CommandLog,
     audit: &Audit,
+    metrics: &Metrics,
     owed: &mut Vec<RowKey>,
 ) -> Result<(), StoreError> {
     if !log.wants_checkpoint() {
         return Ok(());
     }
+    let began = Instant::now();
     // What the log forgets can no longer be audited by replaying it.
     if let Err(e) = audit.flush() {
         tracing::error!("checkpoint not written, the log keeps growing: {e}");
@@ -252,7 +277,9 @@ fn checkpoint_if_due(
         let state = read(state);
         (state.applied(), owed.iter().map(|key| state.row(key)).collect::<Vec<_>>())
     };
-    match log.checkpoint(applied, &rows) {
+    let written = log.checkpoint(applied, &rows);
+    metrics.store.checkpointed(began.elapsed(), written.as_ref().err().map(|e| e as _));
+    match written {
         Ok(()) => owed.clear(),
         Err(e) if e.ends_the_log() => return Err(e),
         Err(e) => tracing::error!("checkpoint not written, the log keeps growing: {e}"),

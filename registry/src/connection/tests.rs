@@ -64,6 +64,7 @@ impl World {
         Connection {
             stream,
             asker: Asker { source: SOURCE.into(), session: Some(self.signer) },
+            meter: Meter::new(Arc::clone(self.shared.service.metrics())),
             shared: Arc::clone(&self.shared),
             pending: Vec::new(),
             out: Vec::new(),

@@ -92,8 +92,34 @@ impl Service {
         asker: &Asker,
         now: u64,
     ) -> Result<Admitted, Refusal> {
-        let Envelope { request, admin_token, request_id } = envelope;
-        let who = self.who(&admin_token, asker)?;
+        let who = self.who(&envelope.admin_token, asker)?;
+        self.decide(who, envelope, asker, now).await
+    }
+
+    /// Judges one request of the administrator `name`, who is known by other
+    /// means than what the request shows.
+    ///
+    /// # Errors
+    /// Says why it is refused.
+    pub(crate) async fn extended_by(
+        &self,
+        name: &str,
+        envelope: Envelope,
+        asker: &Asker,
+        now: u64,
+    ) -> Result<Admitted, Refusal> {
+        let who = Who { admin: Some(name.to_owned()), node: asker.session };
+        self.decide(who, envelope, asker, now).await
+    }
+
+    async fn decide(
+        &self,
+        who: Who,
+        envelope: Envelope,
+        asker: &Asker,
+        now: u64,
+    ) -> Result<Admitted, Refusal> {
+        let Envelope { request, admin_token: _, request_id } = envelope;
         let op = match request {
             Extended::NetworkCreate { name, join, broadcast } => {
                 self.create(&who, name, join, broadcast).await?
