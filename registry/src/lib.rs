@@ -15,18 +15,17 @@ mod denials;
 mod events;
 mod limits;
 pub mod plugins;
+pub mod published;
 pub mod push;
 pub mod rules;
 pub mod server;
 pub mod service;
 pub mod state;
 pub mod store;
-pub mod tools {
-    //! What the program does beside serving.
-    pub mod audit;
-}
+pub mod tools;
 mod writer;
 
 pub use config::{Config, ConfigError};
 pub use plugins::Plugins;
-pub use server::{Registry, StartError};
+pub use server::{Registry, RunError, StartError};
+pub use writer::WriterError;

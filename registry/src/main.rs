@@ -1,18 +1,27 @@
-//! The `pilot-registry` program.
+//! The `pilot-registry` program: serves, or does what a sub-command says.
 
 use std::process::ExitCode;
 
 use pilot_beacon::program::{self, Ready};
-use pilot_registry::{Config, Registry, config};
+use pilot_registry::{Config, Registry, config, tools};
 
 fn main() -> ExitCode {
-    program::run(&config::REGISTRY, |settings| async move {
+    let args: Vec<_> =
+        std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let asks_help = args.iter().any(|a| matches!(a.trim_start_matches('-'), "help" | "h"));
+    if let Some(code) = tools::run_if_asked(&args) {
+        return code;
+    }
+    let code = program::run(&config::REGISTRY, |settings| async move {
         let registry = Registry::start(Config::try_from(&settings)?).await?;
         // Before the ready line: who reads it may send a signal at once.
         let shutdown = program::shutdown()?;
         registry.plugins().reload_on_hangup()?;
         Ready::new(config::REGISTRY.name).addr("addr", registry.local_addr()).print()?;
-        registry.run(shutdown).await;
-        Ok(())
-    })
+        Ok(registry.run(shutdown).await?)
+    });
+    if asks_help && code == ExitCode::SUCCESS {
+        print!("\n{}", tools::overview());
+    }
+    code
 }

@@ -7,7 +7,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pilot_beacon::server::listen_candidates;
@@ -17,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admins::Admins;
-use crate::audit::{Audit, AuditError, Replay, Retention};
+use crate::audit::{Audit, AuditError, Retention};
 use crate::config::Config;
 use crate::connection::{Shared, serve, unix_now};
 use crate::denials::{Denials, Teller};
@@ -27,7 +26,7 @@ use crate::push::Hub;
 use crate::service::Service;
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
-use crate::writer::{Followers, Writer};
+use crate::writer::{Followers, Thread, Writer, WriterError};
 
 /// Connections get so long to send their last answers.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -73,6 +72,14 @@ pub enum StartError {
     Plugins(#[from] HostError),
 }
 
+/// Why a registry ends by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It can change its state no more.
+    #[error("the registry has stopped serving: {0}")]
+    Writer(#[from] WriterError),
+}
+
 /// A registry that listens and has its state, but does not answer yet.
 #[derive(Debug)]
 pub struct Registry {
@@ -80,7 +87,7 @@ pub struct Registry {
     local: SocketAddr,
     service: Arc<Service>,
     writer: Writer,
-    thread: JoinHandle<()>,
+    thread: Thread,
     hub: Hub,
     plugins: Plugins,
     config: Config,
@@ -95,7 +102,10 @@ impl Registry {
         let listener = listen(&config).await?;
         let local = listener.local_addr().map_err(|e| listen_error(&config, e))?;
         let mut log: Box<dyn CommandLog> = match &config.store {
-            Some(path) => Box::new(SqliteLog::open(path)?),
+            Some(path) => {
+                let log = SqliteLog::open(path).map_err(|e| state_error(&config, e))?;
+                Box::new(log)
+            }
             None => {
                 tracing::warn!("no -store is set: the state is lost when the registry ends");
                 Box::new(MemoryLog)
@@ -103,16 +113,8 @@ impl Registry {
         };
         let retention = Retention { age: config.audit_age, bytes: config.audit_bytes };
         let audit = Audit::open(config.store.as_deref(), retention)?;
-        let mut replay = Replay::new(&audit);
-        let restored = store::restore_with(log.as_mut(), &mut |s, c| replay.apply(s, c));
-        let mut state = restored.map_err(|e| match e {
-            RestoreError::Store(e) => StartError::Store(e),
-            source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
-        })?;
-        replay.end(&state)?;
+        let state = store::restore(log.as_mut(), &audit).map_err(|e| state_error(&config, e))?;
         state.touch_all(unix_now());
-        // Nobody has a session yet who could be told of these.
-        drop(state.take_changes());
         let hub = Hub::at(state.applied());
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));
@@ -155,8 +157,11 @@ impl Registry {
     }
 
     /// Serves until `shutdown` completes; returns when the state is closed.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, local, service, writer, thread, hub, plugins, config } = self;
+    ///
+    /// # Errors
+    /// When the state can no longer be changed. It has stopped serving then.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Self { listener, local, service, writer, mut thread, hub, plugins, config } = self;
         let events = service.events().clone();
         let (denials, teller) = Denials::new(events.clone());
         let (end_telling, telling) = tell_denials(teller, &writer);
@@ -208,6 +213,7 @@ impl Registry {
             () = reap(&service, &writer, &config) => {}
             () = expire(&service, &writer) => {}
             () = started => {}
+            () = thread.ended() => tracing::error!("the state can no longer be changed, ending"),
             () = shutdown => {}
         }
         events.emit(|| Happening::RegistryStopping);
@@ -230,12 +236,13 @@ impl Registry {
             ended
         })
         .await;
-        if !matches!(closed, Ok(Ok(()))) {
-            tracing::error!("the writer thread failed");
-        }
         plugins.shutdown().await;
         events.close().await;
         tracing::info!("registry ended");
+        match closed {
+            Ok(ended) => Ok(ended?),
+            Err(e) => Err(WriterError::Panicked(e.to_string()).into()),
+        }
     }
 }
 
@@ -287,6 +294,14 @@ async fn expire(service: &Service, writer: &Writer) {
 async fn listen(config: &Config) -> Result<TcpListener, StartError> {
     let candidates = listen_candidates(&config.addr).await.map_err(|e| listen_error(config, e))?;
     TcpListener::bind(candidates.as_slice()).await.map_err(|e| listen_error(config, e))
+}
+
+fn state_error(config: &Config, e: RestoreError) -> StartError {
+    match e {
+        RestoreError::Store(e) => StartError::Store(e),
+        RestoreError::Audit(e) => StartError::Audit(e),
+        source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
+    }
 }
 
 fn listen_error(config: &Config, source: io::Error) -> StartError {

@@ -3,9 +3,14 @@
 //! what anybody can read is durable, and reads never wait for the disk. Then
 //! the audit log gets its records, the askers their answers, watching nodes and
 //! event sinks what happened.
+//!
+//! When the log takes no more commands, or applying one panics, the thread
+//! ends, and the registry with it ([`Thread::ended`]): what it could still
+//! answer would be of a state that nobody can vouch for.
 
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use pilot_host::events::Happening;
 use pilot_wire::registry::Acknowledged;
@@ -15,8 +20,8 @@ use crate::audit::{Audit, Draft};
 use crate::events::{Before, Events};
 use crate::push::Hub;
 use crate::service::{read, write};
-use crate::state::{Command, Refusal, State};
-use crate::store::CommandLog;
+use crate::state::{Command, Refusal, RowKey, State};
+use crate::store::{CommandLog, StoreError};
 
 /// What a command led to.
 pub(crate) type Outcome = Result<Acknowledged, Refusal>;
@@ -27,6 +32,8 @@ const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 8192;
 /// Commands applied before readers get a turn.
 const APPLY_CHUNK: usize = 256;
+/// The same complaint is made at most so often.
+const COMPLAINT: Duration = Duration::from_secs(1);
 
 /// Who is told of what was applied, in this order.
 #[derive(Clone, Debug, Default)]
@@ -57,12 +64,16 @@ impl Writer {
         state: Arc<RwLock<State>>,
         log: Box<dyn CommandLog>,
         followers: Followers,
-    ) -> std::io::Result<(Self, JoinHandle<()>)> {
+    ) -> std::io::Result<(Self, Thread)> {
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let thread = std::thread::Builder::new()
-            .name("registry-writer".to_owned())
-            .spawn(move || run(&state, log, queue, &followers))?;
-        Ok((Self { jobs }, thread))
+        let (alive, ended) = oneshot::channel::<()>();
+        let thread =
+            std::thread::Builder::new().name("registry-writer".to_owned()).spawn(move || {
+                // Dropped whichever way the thread ends.
+                let _alive = alive;
+                run(&state, log, queue, &followers)
+            })?;
+        Ok((Self { jobs }, Thread { thread, ended }))
     }
 
     /// Makes commands durable and applies them in order; one outcome each.
@@ -77,17 +88,64 @@ impl Writer {
     }
 }
 
+/// Why the writer ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum WriterError {
+    /// The log takes no more commands.
+    #[error(transparent)]
+    Log(#[from] StoreError),
+    /// It panicked.
+    #[error(
+        "the thread that changes the state failed: {0}; what was acknowledged is on disk, start the registry again and report this"
+    )]
+    Panicked(String),
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub(crate) struct Thread {
+    thread: JoinHandle<Result<(), StoreError>>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Thread {
+    /// Completes when the thread has ended; by itself, as long as there is a
+    /// [`Writer`].
+    pub(crate) async fn ended(&mut self) {
+        // It never sends; its end is what is waited for.
+        let _ = (&mut self.ended).await;
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it did not end because nobody had anything more to write.
+    pub(crate) fn join(self) -> Result<(), WriterError> {
+        match self.thread.join() {
+            Ok(ended) => Ok(ended?),
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+                Err(WriterError::Panicked(text.unwrap_or_else(|| "panic".to_owned())))
+            }
+        }
+    }
+}
+
 fn run(
     state: &RwLock<State>,
     mut log: Box<dyn CommandLog>,
     mut queue: mpsc::Receiver<Job>,
     followers: &Followers,
-) {
+) -> Result<(), StoreError> {
     let Followers { audit, hub, events } = followers;
     let mut commands = Vec::new();
     let mut waiting = Vec::new();
     let mut happened = Vec::new();
     let mut records = Vec::new();
+    let mut owed = Vec::new();
+    let mut complaints = Complaints::default();
+    let mut end = None;
     while let Some(job) = queue.blocking_recv() {
         let mut next = Some(job);
         while let Some(mut job) = next {
@@ -119,7 +177,8 @@ fn run(
                 apply(state, &commands, each)
             }
             Err(e) => {
-                tracing::error!("{} requests refused: {e}", commands.len());
+                complaints.refused(commands.len(), &e);
+                end = Some(e).filter(StoreError::ends_the_log);
                 vec![Err(Refusal::Storage); commands.len()]
             }
         }
@@ -132,7 +191,28 @@ fn run(
         hub.follow(state);
         happened.drain(..).for_each(|happening: Happening| events.emit(|| happening));
         commands.clear();
-        snapshot_if_due(state, log.as_mut(), audit);
+        if let Some(e) = end {
+            return Err(e);
+        }
+        checkpoint_if_due(state, log.as_mut(), audit, &mut owed)?;
+    }
+    Ok(())
+}
+
+/// A disk that is full refuses thousands of batches a second.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unsaid: usize,
+}
+
+impl Complaints {
+    fn refused(&mut self, count: usize, e: &StoreError) {
+        self.unsaid += count;
+        if e.ends_the_log() || self.last.is_none_or(|last| last.elapsed() >= COMPLAINT) {
+            tracing::error!("{} requests refused: {e}", std::mem::take(&mut self.unsaid));
+            self.last = Some(Instant::now());
+        }
     }
 }
 
@@ -149,20 +229,36 @@ fn apply(
     outcomes
 }
 
-fn snapshot_if_due(state: &RwLock<State>, log: &mut dyn CommandLog, audit: &Audit) {
-    let snapshot = {
-        let state = read(state);
-        if !log.wants_snapshot(state.len()) {
-            return;
-        }
-        state.snapshot()
-    };
+/// `owed` are rows that an earlier checkpoint could not write.
+fn checkpoint_if_due(
+    state: &RwLock<State>,
+    log: &mut dyn CommandLog,
+    audit: &Audit,
+    owed: &mut Vec<RowKey>,
+) -> Result<(), StoreError> {
+    if !log.wants_checkpoint() {
+        return Ok(());
+    }
     // What the log forgets can no longer be audited by replaying it.
     if let Err(e) = audit.flush() {
-        tracing::error!("snapshot not written, the log keeps growing: {e}");
-        return;
+        tracing::error!("checkpoint not written, the log keeps growing: {e}");
+        return Ok(());
     }
-    if let Err(e) = log.replace(&snapshot) {
-        tracing::error!("snapshot not written, the log keeps growing: {e}");
+    owed.extend(write(state).take_dirty_keys());
+    owed.sort_unstable();
+    owed.dedup();
+    let (applied, rows) = {
+        // Readers read along; nobody but this thread could change anything.
+        let state = read(state);
+        (state.applied(), owed.iter().map(|key| state.row(key)).collect::<Vec<_>>())
+    };
+    match log.checkpoint(applied, &rows) {
+        Ok(()) => owed.clear(),
+        Err(e) if e.ends_the_log() => return Err(e),
+        Err(e) => tracing::error!("checkpoint not written, the log keeps growing: {e}"),
     }
+    Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,9 +24,9 @@ fn main() -> ExitCode {
             // Ends as well when the registry is gone and dropped its end.
             let _ = stopped.await;
         }));
-        registry.run(shutdown).await;
+        let ended = registry.run(shutdown).await;
         drop(stop);
         beacon.await?;
-        Ok(())
+        Ok(ended?)
     })
 }

@@ -1,26 +1,26 @@
 //! No durability at all, for tests and trials.
 
-use super::{CommandLog, Restored, StoreError};
-use crate::state::{Command, Snapshot};
+use super::{CommandLog, RestoreError, Restoring, StoreError};
+use crate::state::{Command, Row};
 
 /// Forgets every command.
 #[derive(Debug, Default)]
 pub struct MemoryLog;
 
 impl CommandLog for MemoryLog {
-    fn restore(&mut self) -> Result<Restored, StoreError> {
-        Ok(Restored::default())
+    fn restore(&mut self, into: &mut dyn Restoring) -> Result<(), RestoreError> {
+        into.checkpoint(0)
     }
 
     fn append(&mut self, _first: u64, _commands: &[Command]) -> Result<(), StoreError> {
         Ok(())
     }
 
-    fn wants_snapshot(&self, _records: usize) -> bool {
+    fn wants_checkpoint(&self) -> bool {
         false
     }
 
-    fn replace(&mut self, _snapshot: &Snapshot) -> Result<(), StoreError> {
+    fn checkpoint(&mut self, _applied: u64, _rows: &[Row]) -> Result<(), StoreError> {
         Ok(())
     }
 }

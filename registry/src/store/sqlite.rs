@@ -1,69 +1,142 @@
-//! The log in one SQLite file: WAL, synchronous=FULL, one transaction and one
-//! row per batch. The file is locked for as long as it is open.
+//! The log in one SQLite file: a write-ahead log, synchronous=FULL, one
+//! transaction and one row for each batch. Beside the commands stands the
+//! checkpoint, a row for each record, so that writing one costs what changed
+//! and reading one needs no second copy of the state.
+//!
+//! Every row carries a check sum, every table the sum of them and its count,
+//! and the file the number of its last command; so damage, missing and stale
+//! rows are named when the file is read, which is once, at start. What was
+//! written but not synced when the machine died is cut off by SQLite in whole
+//! transactions.
+//!
+//! Bounds: a checkpoint is due after [`CHECKPOINT_COMMANDS`] or
+//! [`CHECKPOINT_BYTES`]; SQLite's own log is written back after [`WAL_BYTES`].
+//! If either fails for want of room, it is tried again after as much more.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
+mod copying;
+mod integrity;
+mod layout;
+mod lock;
+mod migrate;
+mod reading;
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, params};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 
-use super::{CommandLog, Restored, StoreError};
-use crate::state::{Command, Snapshot};
+pub use copying::backup;
+pub use reading::{Reader, Summary};
 
-/// "PILT": marks the file as ours.
-const APPLICATION_ID: i32 = 0x5049_4C54;
-const SCHEMA_VERSION: i32 = 1;
-/// A snapshot is written when the log holds more commands than this and than
-/// twice the records, so that replay stays short and writing stays amortised.
-const MIN_SNAPSHOT_COMMANDS: u64 = 65_536;
-/// Bytes per row of a snapshot.
-const PART: usize = 8 << 20;
+use self::integrity::{Checkpoint, Head, batch_crc, row_crc};
+use self::layout::{LAYOUT, opening};
+use self::lock::{Lock, beside};
+use super::{CommandLog, RestoreError, Restoring, StoreError};
+use crate::state::{Command, Row};
 
-/// Number of the first command of a batch, and the batch as JSON.
-type Row = (i64, Vec<u8>);
+/// Commands after the checkpoint that make a new one due: few enough to replay
+/// in a fraction of a second.
+const CHECKPOINT_COMMANDS: u64 = 65_536;
+/// Their size that does, for long ones.
+const CHECKPOINT_BYTES: u64 = 64 << 20;
+/// Written to SQLite's log before it is written back to the file.
+const WAL_BYTES: u64 = 8 << 20;
+/// What a transaction writes at least, about: three pages.
+const WAL_LEAST: u64 = 3 * 4096;
+/// A file up to this size has its structure checked at start, which takes a
+/// fifth of the time of reading it; larger ones have by `check`. Rows and
+/// commands of both are read whole.
+const QUICK_CHECK_BYTES: u64 = 1 << 30;
 
-/// The open file.
+/// The open file. It is locked for as long as this lives.
 #[derive(Debug)]
 pub struct SqliteLog {
     path: PathBuf,
+    real: PathBuf,
     db: Connection,
-    logged: u64,
-    snapshot_after: u64,
-    /// After a snapshot that could not be written, the next is tried when the
-    /// log holds this many commands; 0 otherwise.
-    retry_at: u64,
+    head: Head,
+    checkpoint: Checkpoint,
+    /// Which files these are, once it is written to.
+    places: Vec<(PathBuf, (u64, u64))>,
+    ended: Option<Ended>,
+    logged: Amount,
+    due: Amount,
+    /// The next checkpoint is due at this; more than `due` after a failed one.
+    next: Amount,
+    unchecked: u64,
+    _lock: Lock,
+}
+
+/// Commands and their size.
+#[derive(Clone, Copy, Debug, Default)]
+struct Amount {
+    commands: u64,
+    bytes: u64,
+}
+
+/// Why nothing more is written.
+#[derive(Clone, Copy, Debug)]
+enum Ended {
+    Lost,
+    Fenced,
+}
+
+/// Why a transaction failed.
+enum Failure {
+    Sql(rusqlite::Error),
+    NotOurs,
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(e: rusqlite::Error) -> Self {
+        Self::Sql(e)
+    }
 }
 
 impl SqliteLog {
-    /// Opens or makes the file and locks it.
+    /// Opens or makes the file and locks it. A file of an earlier layout is
+    /// brought to this one; a copy is kept.
     ///
     /// # Errors
-    /// When it is in use, not writable, or not a sound state file.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        // Made here and not by SQLite for its mode: keys and trust are private.
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|e| StoreError::Unwritable { path: path.to_owned(), source: e.into() })?;
-        let db = Self::prepare(path).map_err(|e| opening(path, e))?;
-        let log = Self {
+    /// When it is in use, not writable, of a later version, or not a sound
+    /// state file.
+    pub fn open(path: &Path) -> Result<Self, RestoreError> {
+        let real = layout::resolve(path)?;
+        let lock = Lock::take(&real)?;
+        if !real.exists() {
+            layout::create(path, &real)?;
+        }
+        let mut db = layout::connect(path, &real, true)?;
+        let layout = layout::layout(path, &db)?;
+        if layout < LAYOUT {
+            migrate::migrate(path, &real, &mut db, layout)?;
+        }
+        if real.metadata().is_ok_and(|m| m.len() <= QUICK_CHECK_BYTES) {
+            layout::structure(path, &db, "quick_check")?;
+        }
+        let due = Amount { commands: CHECKPOINT_COMMANDS, bytes: CHECKPOINT_BYTES };
+        Ok(Self {
             path: path.to_owned(),
+            head: Head { last: 0, owner: 0 },
+            checkpoint: Checkpoint::default(),
+            real,
             db,
-            logged: 0,
-            snapshot_after: MIN_SNAPSHOT_COMMANDS,
-            retry_at: 0,
-        };
-        log.check()?;
-        Ok(log)
+            places: Vec::new(),
+            ended: None,
+            logged: Amount::default(),
+            due,
+            next: due,
+            unchecked: 0,
+            _lock: lock,
+        })
     }
 
-    /// Writes a snapshot after so many commands already, for tests.
-    #[cfg(test)]
-    pub(crate) fn snapshot_after(mut self, commands: u64) -> Self {
-        self.snapshot_after = commands;
+    /// Has a checkpoint due after so many commands.
+    #[must_use]
+    pub fn checkpoint_after(mut self, commands: u64) -> Self {
+        self.due.commands = commands;
+        self.next.commands = commands;
         self
     }
 
@@ -81,148 +154,194 @@ impl SqliteLog {
         Ok((journal, self.db.pragma_query_value(None, "synchronous", |r| r.get(0))?))
     }
 
-    fn prepare(path: &Path) -> rusqlite::Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(path, flags)?;
-        db.busy_timeout(std::time::Duration::ZERO)?;
-        db.execute_batch(
-            "PRAGMA locking_mode=EXCLUSIVE;
-             PRAGMA journal_mode=WAL;
-             PRAGMA synchronous=FULL;
-             BEGIN IMMEDIATE; COMMIT;",
-        )?;
-        let empty: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
-        if empty == 0 {
-            db.execute_batch(&format!(
-                "BEGIN IMMEDIATE;
-                 CREATE TABLE log (first INTEGER PRIMARY KEY, commands BLOB NOT NULL);
-                 CREATE TABLE snapshot (part INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
-                 PRAGMA application_id={APPLICATION_ID};
-                 PRAGMA user_version={SCHEMA_VERSION};
-                 COMMIT;"
-            ))?;
-        }
-        Ok(db)
-    }
-
-    fn check(&self) -> Result<(), StoreError> {
-        let pragma = |name| self.db.pragma_query_value(None, name, |r| r.get::<_, i32>(0));
-        let application = pragma("application_id").map_err(|e| opening(&self.path, e))?;
-        if application != APPLICATION_ID {
-            return Err(self.corrupt("it is a database of another program"));
-        }
-        let version = pragma("user_version").map_err(|e| opening(&self.path, e))?;
-        if version != SCHEMA_VERSION {
-            return Err(self.corrupt(format!("its layout {version} is not known to this version")));
-        }
-        let verdict: String = self
-            .db
-            .pragma_query_value(None, "quick_check", |r| r.get(0))
-            .map_err(|e| opening(&self.path, e))?;
-        if verdict != "ok" {
-            return Err(self.corrupt(verdict.lines().next().unwrap_or("damaged")));
+    /// Makes this the owner of the file, and notes where its parts are.
+    fn own(&mut self) -> Result<(), StoreError> {
+        layout::prepare_writes(&self.path, &self.db)?;
+        let head = Head { owner: self.head.owner.wrapping_add(1), ..self.head };
+        let own = || {
+            let tx = begin(&self.db)?;
+            layout::put_head(&tx, head)?;
+            layout::put_program(&tx)?;
+            tx.commit()
+        };
+        own().map_err(|e| opening(&self.path, e))?;
+        self.head = head;
+        for part in [self.real.clone(), beside(&self.real, "-wal")] {
+            let found = part.metadata().map(|m| identity(&m)).map_err(|e| {
+                StoreError::Unwritable { path: self.path.clone(), source: e.into() }
+            })?;
+            self.places.push((part, found));
         }
         Ok(())
     }
 
-    fn corrupt(&self, problem: impl Into<String>) -> StoreError {
-        StoreError::Corrupt { path: self.path.clone(), problem: problem.into() }
-    }
-
-    fn read(&self) -> rusqlite::Result<(Vec<u8>, Vec<Row>)> {
-        let mut snapshot = Vec::new();
-        let mut parts = self.db.prepare("SELECT bytes FROM snapshot ORDER BY part")?;
-        for part in parts.query_map([], |r| r.get::<_, Vec<u8>>(0))? {
-            snapshot.extend(part?);
+    /// Fails when nothing may be written now.
+    fn writable(&mut self, first: u64) -> Result<(), StoreError> {
+        match self.ended {
+            Some(Ended::Fenced) => return Err(StoreError::Fenced(self.path.clone())),
+            Some(Ended::Lost) => {
+                let source = "an earlier write failed".into();
+                return Err(StoreError::Lost { path: self.path.clone(), source });
+            }
+            None => {}
         }
-        let mut log = self.db.prepare("SELECT first, commands FROM log ORDER BY first")?;
-        let batches = log.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
-        Ok((snapshot, batches.collect::<rusqlite::Result<_>>()?))
+        let expected = self.head.last + 1;
+        if first != expected {
+            return Err(StoreError::Order { path: self.path.clone(), expected, found: first });
+        }
+        // SQLite goes on writing to files that nobody will find again.
+        let there =
+            |(part, was): &(PathBuf, _)| part.metadata().is_ok_and(|m| identity(&m) == *was);
+        if !self.places.iter().all(there) {
+            return Err(StoreError::Gone(self.path.clone()));
+        }
+        self.write_back()
     }
 
-    fn write_batch(&mut self, first: u64, commands: &[u8]) -> rusqlite::Result<()> {
+    /// Writes SQLite's log back to the file, if it is long. What fails here
+    /// was synced in the log before and is still there, unless syncing fails.
+    fn write_back(&mut self) -> Result<(), StoreError> {
+        if self.unchecked < WAL_BYTES {
+            return Ok(());
+        }
+        self.unchecked = 0;
+        match self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+            Ok(()) => Ok(()),
+            Err(e) if is_harmless(&e) => {
+                tracing::warn!("state file {}: not written back: {e}", self.path.display());
+                Ok(())
+            }
+            Err(e) => Err(self.failed(e.into())),
+        }
+    }
+
+    /// What a failed write means. For want of room SQLite has taken the
+    /// transaction back; after anything else part of it may be on disk, and
+    /// what the system still has in memory need not be.
+    fn failed(&mut self, failure: Failure) -> StoreError {
+        let path = self.path.clone();
+        match failure {
+            Failure::NotOurs => {
+                self.ended = Some(Ended::Fenced);
+                StoreError::Fenced(path)
+            }
+            Failure::Sql(e) if is_harmless(&e) && self.db.is_autocommit() => {
+                StoreError::Write { path, source: e.into() }
+            }
+            Failure::Sql(e) => {
+                self.ended = Some(Ended::Lost);
+                StoreError::Lost { path, source: e.into() }
+            }
+        }
+    }
+
+    fn write_batch(&self, first: u64, next: Head, commands: &[u8]) -> Result<(), Failure> {
         let first =
             i64::try_from(first).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
-        let tx = self.db.transaction()?;
-        tx.prepare_cached("INSERT INTO log (first, commands) VALUES (?1, ?2)")?
-            .execute(params![first, commands])?;
-        tx.commit()
+        let tx = begin(&self.db)?;
+        still_ours(&tx, self.head)?;
+        tx.prepare_cached("INSERT INTO log (first, commands, crc) VALUES (?1, ?2, ?3)")?
+            .execute(params![first, commands, batch_crc(first, commands)])?;
+        layout::put_head(&tx, next)?;
+        Ok(tx.commit()?)
     }
 
-    fn write_snapshot(&mut self, bytes: &[u8]) -> rusqlite::Result<()> {
-        let tx = self.db.transaction()?;
-        tx.execute_batch("DELETE FROM snapshot; DELETE FROM log;")?;
-        for (number, part) in (0i64..).zip(bytes.chunks(PART)) {
-            tx.execute(
-                "INSERT INTO snapshot (part, bytes) VALUES (?1, ?2)",
-                params![number, part],
+    fn write_checkpoint(&self, applied: u64, rows: &[Row]) -> Result<Checkpoint, Failure> {
+        let mut checkpoint = Checkpoint { applied, ..self.checkpoint };
+        let tx = begin(&self.db)?;
+        still_ours(&tx, self.head)?;
+        {
+            let mut find = tx.prepare_cached("SELECT crc FROM state WHERE tbl=?1 AND key=?2")?;
+            let mut put = tx.prepare_cached(
+                "INSERT OR REPLACE INTO state (tbl, key, value, crc) VALUES (?1, ?2, ?3, ?4)",
             )?;
+            let mut remove = tx.prepare_cached("DELETE FROM state WHERE tbl=?1 AND key=?2")?;
+            for Row { table, key, value } in rows {
+                let (number, tally) = (*table as u8, checkpoint.tallies.of(*table));
+                if let Some(old) = find.query(params![number, key])?.next()? {
+                    tally.remove(old.get(0)?);
+                }
+                match value {
+                    Some(value) => {
+                        let crc = row_crc(*table, key, value);
+                        put.execute(params![number, key, value, crc])?;
+                        tally.add(crc);
+                    }
+                    None => {
+                        remove.execute(params![number, key])?;
+                    }
+                }
+            }
         }
-        tx.commit()
+        tx.execute("DELETE FROM log", [])?;
+        layout::put_checkpoint(&tx, &checkpoint)?;
+        tx.commit()?;
+        Ok(checkpoint)
     }
+}
 
-    fn writing(&self, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
-        StoreError::Write { path: self.path.clone(), source: e.into() }
-    }
+fn begin(db: &Connection) -> rusqlite::Result<Transaction<'_>> {
+    Transaction::new_unchecked(db, TransactionBehavior::Immediate)
+}
+
+/// Fails when another writer has opened the file since, or written to it.
+fn still_ours(tx: &Transaction<'_>, head: Head) -> Result<(), Failure> {
+    let mut select = tx.prepare_cached("SELECT value FROM meta WHERE name=?1")?;
+    let found: Vec<u8> = select.query_row([layout::HEAD], |r| r.get(0))?;
+    if found == head.encode() { Ok(()) } else { Err(Failure::NotOurs) }
+}
+
+/// Whether nothing was written for sure.
+fn is_harmless(e: &rusqlite::Error) -> bool {
+    use ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, TooBig};
+    matches!(e.sqlite_error_code(), Some(DiskFull | DatabaseBusy | DatabaseLocked | TooBig))
+}
+
+/// Which file this is.
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 impl CommandLog for SqliteLog {
-    fn restore(&mut self) -> Result<Restored, StoreError> {
-        let (snapshot, rows) = self.read().map_err(|e| opening(&self.path, e))?;
-        let snapshot = match snapshot.as_slice() {
-            [] => None,
-            bytes => Some(
-                serde_json::from_slice(bytes)
-                    .map_err(|e| self.corrupt(format!("the snapshot cannot be read: {e}")))?,
-            ),
-        };
-        let mut batches = Vec::with_capacity(rows.len());
-        for (first, commands) in rows {
-            let problem = |e: &dyn std::fmt::Display| {
-                self.corrupt(format!("the commands from {first} on cannot be read: {e}"))
-            };
-            let commands: Vec<Command> =
-                serde_json::from_slice(&commands).map_err(|e| problem(&e))?;
-            batches.push((u64::try_from(first).map_err(|e| problem(&e))?, commands));
-        }
-        self.logged = batches.iter().map(|(_, c)| c.len() as u64).sum();
-        Ok(Restored { snapshot, batches })
+    fn restore(&mut self, into: &mut dyn Restoring) -> Result<(), RestoreError> {
+        let held = reading::stream(&self.path, &self.db, into)?;
+        (self.head, self.checkpoint) = (held.head, held.checkpoint);
+        self.logged = Amount { commands: held.commands, bytes: held.bytes };
+        // Nothing is written to a file before it was found sound.
+        Ok(self.own()?)
     }
 
     fn append(&mut self, first: u64, commands: &[Command]) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(commands).map_err(|e| self.writing(e))?;
-        self.write_batch(first, &bytes).map_err(|e| self.writing(e))?;
-        self.logged += commands.len() as u64;
+        self.writable(first)?;
+        let bytes = serde_json::to_vec(commands)
+            .map_err(|e| StoreError::Write { path: self.path.clone(), source: e.into() })?;
+        let count = commands.len() as u64;
+        let next = Head { last: self.head.last + count, ..self.head };
+        self.write_batch(first, next, &bytes).map_err(|e| self.failed(e))?;
+        self.head = next;
+        self.logged.commands += count;
+        self.logged.bytes += bytes.len() as u64;
+        self.unchecked += WAL_LEAST + bytes.len() as u64;
         Ok(())
     }
 
-    fn wants_snapshot(&self, records: usize) -> bool {
-        self.logged > self.snapshot_after.max(2 * records as u64) && self.logged >= self.retry_at
+    fn wants_checkpoint(&self) -> bool {
+        self.logged.commands >= self.next.commands || self.logged.bytes >= self.next.bytes
     }
 
-    fn replace(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
+    fn checkpoint(&mut self, applied: u64, rows: &[Row]) -> Result<(), StoreError> {
         // Until it is written: a full disk must not make every batch pay for one.
-        self.retry_at = self.logged + self.snapshot_after;
-        let bytes = serde_json::to_vec(snapshot).map_err(|e| self.writing(e))?;
-        self.write_snapshot(&bytes).map_err(|e| self.writing(e))?;
-        self.logged = 0;
-        self.retry_at = 0;
+        self.next = Amount {
+            commands: self.logged.commands + self.due.commands,
+            bytes: self.logged.bytes + self.due.bytes,
+        };
+        self.writable(applied + 1)?;
+        self.checkpoint = self.write_checkpoint(applied, rows).map_err(|e| self.failed(e))?;
+        let size = |row: &Row| row.key.len() + row.value.as_ref().map_or(0, Vec::len);
+        // At random places of the tree every row is a page, at worst.
+        self.unchecked += rows.iter().map(|row| 4096.max(size(row) as u64)).sum::<u64>();
+        self.logged = Amount::default();
+        self.next = self.due;
         Ok(())
-    }
-}
-
-/// What an error while opening or reading means for people.
-fn opening(path: &Path, e: rusqlite::Error) -> StoreError {
-    let path = path.to_owned();
-    match e.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::InUse(path),
-        Some(
-            ErrorCode::CannotOpen
-            | ErrorCode::ReadOnly
-            | ErrorCode::PermissionDenied
-            | ErrorCode::DiskFull
-            | ErrorCode::SystemIoFailure,
-        ) => StoreError::Unwritable { path, source: e.into() },
-        _ => StoreError::Corrupt { path, problem: e.to_string() },
     }
 }

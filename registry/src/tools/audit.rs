@@ -11,7 +11,7 @@ use pilot_wire::registry::PublicKey;
 use pilot_wire::registry::audit::AuditRecord;
 
 use crate::audit::{self, AUDIT_FILE, Draft, KEY_FILE, export, verify::Report};
-use crate::store::{self, RestoreError, SqliteLog, StoreError};
+use crate::store::{Reader, RestoreError, StoreError};
 
 const USAGE: &str = "\
 Usage: pilot-registry audit COMMAND [FLAGS] [FILE]
@@ -212,7 +212,7 @@ fn compare(path: &Path, store: &Path, report: &mut Report) -> anyhow::Result<()>
     if !store.exists() {
         bail!("-store {}: there is no such file", store.display());
     }
-    let mut log = match SqliteLog::open(store) {
+    let reader = match Reader::exclusive(store) {
         Err(StoreError::InUse(_)) => {
             eprintln!("{}: in use, not compared with the log", store.display());
             return Ok(());
@@ -221,7 +221,7 @@ fn compare(path: &Path, store: &Path, report: &mut Report) -> anyhow::Result<()>
     };
     let mut expected: Vec<AuditRecord> = Vec::new();
     let mut first = None;
-    let state = store::restore_with(&mut log, &mut |state, command| {
+    let state = reader.replay(|state, command| {
         first.get_or_insert(state.applied() + 1);
         let draft = Draft::look(state, command);
         let outcome = state.apply(command);

@@ -146,7 +146,14 @@ pub(crate) fn with_registry(config: Config, test: impl FnOnce(SocketAddr)) {
     }));
     test(addr);
     drop(stop);
-    runtime.block_on(task).unwrap();
+    runtime.block_on(task).unwrap().unwrap();
+}
+
+/// What a binary prints when it serves.
+pub(crate) fn ready_line(child: &mut Child) -> Value {
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?}: {e}"))
 }
 
 /// A real binary that is ready; killed when dropped.
@@ -163,9 +170,7 @@ impl Program {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let ready = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?}: {e}"));
+        let ready = ready_line(&mut child);
         Self { child, ready }
     }
 
