@@ -25,7 +25,11 @@ const AUDIT: [Key; 2] = [
 ];
 const RATE: Key =
     Key::value("register-rate", "10", "registrations a minute and source address; 0 = any number");
-const CONNECTIONS: Key = Key::value("max-connections", "4096", "connections at a time");
+const CONNECTIONS: Key = Key::value(
+    "max-connections",
+    "65536",
+    "connections at a time, as far as the system allows open files",
+);
 const DATA: Key = Key::value(
     "data",
     "",
@@ -124,7 +128,8 @@ pub struct Config {
     pub register_rate: u32,
     /// Whether a known owner text alone takes over a node, as published.
     pub owner_recovery: bool,
-    /// Most connections at a time; further ones are closed at once.
+    /// Most connections at a time, as far as the system allows open files;
+    /// further ones are closed at once.
     pub max_connections: usize,
     /// A connection without a complete request for so long is closed.
     pub idle: Duration,
@@ -173,7 +178,7 @@ impl Config {
             store: None,
             register_rate: 10,
             owner_recovery: false,
-            max_connections: 4096,
+            max_connections: 65_536,
             idle: Duration::from_secs(300),
             node_ttl: Duration::from_secs(180),
             reap_interval: Duration::from_secs(60),

@@ -10,6 +10,8 @@
 
 mod input;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -89,7 +91,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
         nonce: None,
         live: None,
     };
-    // What closes it is told below, where it is for somebody.
+    // Why it ended has been said where it is known.
     let _ = connection.run(&mut stop).await;
     drop((connection, place));
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pilot_beacon::server::listen_candidates;
 use pilot_host::events::Happening;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -34,6 +34,10 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 const REAP_CHUNK: usize = 4096;
 /// Time between looks for what has expired.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
+/// Connections that may wait to be accepted, as far as the system allows. With
+/// the usual 128 a fleet that comes back at once is let in at 128 a second: who
+/// finds no room tries again a second later.
+const BACKLOG: u32 = 4096;
 /// Pause after a failed accept, which is about lack of file handles.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -293,7 +297,23 @@ async fn expire(service: &Service, writer: &Writer) {
 
 async fn listen(config: &Config) -> Result<TcpListener, StartError> {
     let candidates = listen_candidates(&config.addr).await.map_err(|e| listen_error(config, e))?;
-    TcpListener::bind(candidates.as_slice()).await.map_err(|e| listen_error(config, e))
+    let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for candidate in candidates {
+        match listen_on(candidate) {
+            Ok(listener) => return Ok(listener),
+            Err(e) => failed = e,
+        }
+    }
+    Err(listen_error(config, failed))
+}
+
+fn listen_on(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As usual for a server on Unix: else it could not start again at once.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 fn state_error(config: &Config, e: RestoreError) -> StartError {

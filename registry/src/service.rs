@@ -26,7 +26,7 @@ use crate::events::Events;
 use crate::limits::{Beacons, RateLimit};
 use crate::rules::{JoinRules, NoRules};
 use crate::state::{
-    Command, MAX_JUSTIFICATION, MAX_OWNER, NodeRecord, Op, Origin, Refusal, Register, Signer,
+    Command, MAX_JUSTIFICATION, MAX_OWNER, Node, NodeRecord, Op, Origin, Refusal, Register, Signer,
     State, check_hostname, check_tags,
 };
 
@@ -241,13 +241,17 @@ impl Service {
             "resolve" => return self.resolve(fields, asker),
             "resolve_hostname" => return self.resolve_hostname(fields),
             "heartbeat" => {
-                self.signer(node, asker, fields, || challenge::heartbeat(node))?;
-                self.state().node(node)?.touch(now);
+                let text = || challenge::heartbeat(node);
+                let heard = |_: &State, node: &Node| node.touch(now);
+                self.repeated(node, asker, fields, Node::HEARTBEAT, text, heard)?;
                 return Ok(reply(Heartbeat { time: now }));
             }
             "poll_handshakes" => {
-                let by = self.signer(node, asker, fields, || challenge::poll_handshakes(node))?;
-                if !self.state().has_handshakes(node) {
+                let text = || challenge::poll_handshakes(node);
+                let waits = |state: &State, _: &Node| state.has_handshakes(node);
+                let (by, waits) =
+                    self.repeated(node, asker, fields, Node::POLL_HANDSHAKES, text, waits)?;
+                if !waits {
                     return Ok(reply(Handshakes { requests: vec![], responses: vec![] }));
                 }
                 Op::TakeHandshakes { by }
@@ -361,6 +365,37 @@ impl Service {
             return Err(bad);
         }
         Ok(Signer { node, key })
+    }
+
+    /// As [`Self::signer`], for what a node signs alike each time, so that it is
+    /// verified once; `look` looks at the node then, under one lock with the
+    /// check if it is known.
+    fn repeated<T>(
+        &self,
+        node: NodeId,
+        asker: &Asker,
+        fields: &Fields<'_>,
+        kind: u8,
+        challenge: impl FnOnce() -> String,
+        look: impl FnOnce(&State, &Node) -> T,
+    ) -> Result<(Signer, T), Refusal> {
+        let signature = Signature::from_base64(&fields.signature);
+        {
+            let state = self.state();
+            let found = state.node(node)?;
+            let signer = Signer { node, key: found.record.key };
+            let good = |signature: &Signature| found.knows_signature(kind, &signature.0);
+            if asker.session == Some(signer) || signature.as_ref().is_some_and(good) {
+                return Ok((signer, look(&state, found)));
+            }
+        }
+        let signer = self.signer(node, asker, fields, challenge)?;
+        let state = self.state();
+        let found = state.node(node)?;
+        if let Some(signature) = signature {
+            found.remember_signature(kind, &signer.key, &signature.0);
+        }
+        Ok((signer, look(&state, found)))
     }
 
     /// Checks that `signature` answers the nonce that a connection was given,

@@ -155,9 +155,9 @@ fn run(
         }
         let first = read(state).applied() + 1;
         let stored = if audit.is_healthy() {
-            log.append(first, &commands).map_err(|e| e.to_string())
+            log.append(first, &commands)
         } else {
-            Err("the audit log cannot be written".to_owned())
+            Err(StoreError::Unaudited)
         };
         let mut outcomes = match stored {
             Ok(()) => {

@@ -44,7 +44,8 @@ impl State {
         if rekeyed {
             self.changed(Change::Key(id));
         }
-        if visible || renamed {
+        let newly_owned = self.proven_owner(id).is_some() != had_proven_owner;
+        if visible || renamed || newly_owned {
             self.changed(Change::Node(id));
         }
         if !had_proven_owner {
