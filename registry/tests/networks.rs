@@ -539,7 +539,7 @@ fn wrong_types_are_refused_and_close_nothing() {
                     }
                     let mut request = good.clone();
                     request[key] = wrong;
-                    refused(&request, "");
+                    refused(&request, key);
                 }
             }
             kinds.insert(kind);

@@ -186,6 +186,30 @@ pub enum Extended {
     AuditQuery(AuditFilter),
 }
 
+/// Most keys among which the one is looked for that an error is about; no
+/// request has more, and a key that no request has is named anyway.
+const MAX_KEYS: usize = 16;
+
+/// The error with the key that it is about: the one without which there is
+/// another error, or none.
+fn named(error: serde_json::Error, map: &Map<String, Value>) -> serde_json::Error {
+    let text = error.to_string();
+    let names_it = ["missing field", "unknown field"].iter().any(|s| text.starts_with(s));
+    if names_it || map.len() > MAX_KEYS {
+        return error;
+    }
+    let is_about = |key: &&String| {
+        let mut rest = map.clone();
+        rest.remove(*key);
+        let other = Extended::deserialize(&rest).err();
+        other.is_none_or(|other| other.to_string() != text)
+    };
+    match map.keys().filter(|key| *key != "type").find(is_about) {
+        Some(key) => serde::de::Error::custom(format!("{key}: {text}")),
+        None => error,
+    }
+}
+
 /// A request with what may stand beside its own keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Envelope {
@@ -242,7 +266,7 @@ impl Envelope {
             Some(Value::String(text)) => text,
             _ => String::new(),
         });
-        let request = Extended::deserialize(Value::Object(map))?;
+        let request = Extended::deserialize(&map).map_err(|error| named(error, &map))?;
         Ok(Self { request, admin_token, request_id })
     }
 
