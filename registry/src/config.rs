@@ -29,7 +29,7 @@ const CONNECTIONS: Key = Key::value("max-connections", "4096", "connections at a
 const DATA: Key = Key::value(
     "data",
     "",
-    "folder of events and of what plugins keep [the folder of store; without either no plugins]",
+    "folder of events and of what plugins keep [the folder of store; without either a temporary one]",
 );
 const PLUGIN_PATH: Key = Key::value(
     "plugin-path",
@@ -191,15 +191,12 @@ impl Config {
         }
     }
 
-    /// Folder of events and of what plugins keep. None when there is no place
-    /// for one, or when nothing could ever name a plugin: no file that may come
-    /// to do so, no folder to drop one into.
+    /// Folder of events and of what plugins keep: `data`, or that of the store.
+    /// None for a registry that keeps nothing, whose plugins keep nothing
+    /// either.
     pub fn plugin_folder(&self) -> Option<PathBuf> {
         if self.data.is_some() {
             return self.data.clone();
-        }
-        if self.config_file.is_none() && !self.needs_plugins() {
-            return None;
         }
         let folder = self.store.as_ref()?.parent().unwrap_or(Path::new(""));
         Some(if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() })
@@ -385,18 +382,11 @@ mod tests {
     fn plugins_have_a_folder_when_there_is_a_place() {
         let folder = |args: &[&str]| read(&REGISTRY, args).unwrap().plugin_folder();
         assert_eq!(folder(&[]), None);
-        // Nothing could ever name a plugin.
-        assert_eq!(folder(&["-store", "/var/r.db"]), None);
+        assert_eq!(folder(&["-store", "/var/r.db"]), Some("/var".into()));
+        assert_eq!(folder(&["-store", "r.db"]), Some(".".into()));
         assert_eq!(folder(&["-store", "/var/r.db", "-data", "/d"]), Some("/d".into()));
         assert_eq!(folder(&["-data", "/d"]), Some("/d".into()));
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("c.yaml");
-        std::fs::write(&file, "").unwrap();
-        let file = file.to_str().unwrap();
-        assert_eq!(folder(&["-config", file]), None);
-        assert_eq!(folder(&["-config", file, "-store", "r.db"]), Some(".".into()));
-        let config = read(&REGISTRY, &["-config", file, "-store", "r.db"]).unwrap();
-        assert!(!config.needs_plugins());
+        assert!(!read(&REGISTRY, &["-store", "r.db"]).unwrap().needs_plugins());
         assert!(read(&REGISTRY, &["-data", "/d"]).unwrap().needs_plugins());
     }
 }

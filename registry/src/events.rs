@@ -87,6 +87,15 @@ impl Events {
         }
     }
 
+    /// Waits until what was said is on disk, for as long as a sink wants it.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When the disk does not take it now; it is still tried.
+    pub(crate) fn flush(&self) -> Result<(), JournalError> {
+        self.log().map_or(Ok(()), |log| log.journal.flush())
+    }
+
     /// Says that something was refused, at a bounded rate for each `code`.
     pub(crate) fn refused(&self, code: &'static str, source: SocketAddr, reason: impl Display) {
         self.refused_at(code, source, reason, Instant::now());

@@ -11,6 +11,7 @@ mod admins;
 pub mod audit;
 pub mod config;
 mod connection;
+mod denials;
 mod events;
 mod limits;
 pub mod plugins;
@@ -20,6 +21,10 @@ pub mod server;
 pub mod service;
 pub mod state;
 pub mod store;
+pub mod tools {
+    //! What the program does beside serving.
+    pub mod audit;
+}
 mod writer;
 
 pub use config::{Config, ConfigError};

@@ -1,8 +1,9 @@
-//! What is bounded per source address, and the beacons of the last minute.
-//! Neither is durable.
+//! What is bounded per source address, connections, and the beacons of the last
+//! minute. None of it is durable.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pilot_wire::registry::Beacon;
 
@@ -17,6 +18,113 @@ const BEACON_TTL: u64 = 60;
 const MAX_BEACONS: usize = 256;
 /// Longest beacon address, in bytes.
 const MAX_BEACON_ADDR: usize = 256;
+
+/// One source holds at most one in so many of all places for connections. A
+/// share, as many daemons may stand behind one address, and a registry with few
+/// places has few for each. Loopback is exempt: who is on the machine has other
+/// means, and a proxy on it stands for everybody.
+const SOURCE_SHARE: usize = 4;
+/// But never fewer than so many.
+const MIN_PER_SOURCE: usize = 64;
+
+/// Places for connections. An IPv6 source is its /64: who has one address of it
+/// usually has all.
+#[derive(Debug)]
+pub(crate) struct Places {
+    most: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    /// Not those of loopback; none with 0.
+    sources: HashMap<IpAddr, usize>,
+}
+
+/// There is no place for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoPlace {
+    /// For nobody.
+    #[error("there are {0} connections; see max-connections")]
+    Full(usize),
+    /// For this source.
+    #[error("{0} connections come from this address, as many as one may have of max-connections")]
+    Source(usize),
+}
+
+impl NoPlace {
+    /// Stable reason for programs.
+    pub(crate) const fn code(self) -> &'static str {
+        match self {
+            Self::Full(_) => "max_connections",
+            Self::Source(_) => "max_connections_of_source",
+        }
+    }
+}
+
+/// A place that is taken until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    places: Arc<Places>,
+    source: Option<IpAddr>,
+}
+
+impl Places {
+    /// `most` of them.
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, taken: Mutex::default() })
+    }
+
+    /// Takes a place for a connection from `source`.
+    pub(crate) fn take(self: &Arc<Self>, source: IpAddr) -> Result<Place, NoPlace> {
+        let source = counted(source);
+        let mut taken = self.taken();
+        if taken.all >= self.most {
+            return Err(NoPlace::Full(taken.all));
+        }
+        if let Some(source) = source {
+            let of_source = taken.sources.entry(source).or_default();
+            if *of_source >= (self.most / SOURCE_SHARE).max(MIN_PER_SOURCE) {
+                return Err(NoPlace::Source(*of_source));
+            }
+            *of_source += 1;
+        }
+        taken.all += 1;
+        Ok(Place { places: Arc::clone(self), source })
+    }
+
+    /// Counting cannot panic half-way, so poisoning is ignored.
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken();
+        taken.all -= 1;
+        let Some(source) = self.source else { return };
+        if let Some(of_source) = taken.sources.get_mut(&source) {
+            *of_source -= 1;
+            if *of_source == 0 {
+                taken.sources.remove(&source);
+            }
+        }
+    }
+}
+
+/// As what a source is counted; none for loopback.
+fn counted(source: IpAddr) -> Option<IpAddr> {
+    match source.to_canonical() {
+        source if source.is_loopback() => None,
+        IpAddr::V6(v6) => {
+            let network = v6.to_bits() & (u128::MAX << 64);
+            Some(Ipv6Addr::from_bits(network).into())
+        }
+        source => Some(source),
+    }
+}
 
 /// A token bucket per source address: `rate` tokens, refilled in a minute.
 #[derive(Debug)]
@@ -116,6 +224,28 @@ mod tests {
             limit.take(IpAddr::from(i.to_be_bytes()), 5);
         }
         assert!(limit.buckets.len() <= MAX_SOURCES);
+    }
+
+    #[test]
+    fn one_source_cannot_take_all_places() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let places = Places::new(400);
+        let mut held: Vec<_> = (0..100).map(|_| places.take(ip("192.0.2.1")).unwrap()).collect();
+        assert_eq!(places.take(ip("192.0.2.1")).unwrap_err(), NoPlace::Source(100));
+        // The same address as an IPv4-mapped one.
+        assert_eq!(places.take(ip("::ffff:192.0.2.1")).unwrap_err(), NoPlace::Source(100));
+        let one = places.take(ip("2001:db8::1")).unwrap();
+        let other = places.take(ip("2001:db8::2")).unwrap();
+        assert_eq!(places.taken().sources[&ip("2001:db8::")], 2);
+        drop((one, other));
+        held.pop();
+        held.push(places.take(ip("192.0.2.1")).unwrap());
+        // Loopback has all that is left.
+        held.extend((0..300).map(|_| places.take(ip("127.0.0.1")).unwrap()));
+        assert_eq!(places.take(ip("::1")).unwrap_err(), NoPlace::Full(400));
+        assert_eq!(places.take(ip("192.0.2.2")).unwrap_err(), NoPlace::Full(400));
+        drop(held);
+        assert!(places.taken().sources.is_empty() && places.taken().all == 0);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use pilot_host::{
 };
 use pilot_plugin::{JoinRequest, Verdict};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
@@ -25,6 +26,8 @@ use platform::RegistryPlatform;
 
 /// Why no service is served here.
 const NO_PORTS: &str = "a registry has no ports";
+/// Join rules that run without being configured.
+const DEFAULTS: [&str; 3] = ["join-open", "join-token", "join-invite"];
 /// Time that plugins have at the end.
 const DRAIN: Duration = Duration::from_secs(2);
 /// Time beyond it after which they are not waited for.
@@ -39,6 +42,10 @@ pub enum HostError {
     /// The folder of plugin state cannot be used, or there is no thread.
     #[error("{0}; choose another folder with -data")]
     Manager(#[from] ManagerError),
+    /// There is no place for what plugins keep while a registry runs that keeps
+    /// nothing.
+    #[error("no temporary folder for plugins: {0}; set TMPDIR, or choose a folder with -data")]
+    Temporary(io::Error),
     /// It ended before it was done.
     #[error("starting plugins ended badly: {0}")]
     Start(#[from] tokio::task::JoinError),
@@ -47,7 +54,13 @@ pub enum HostError {
 /// What runs. Cheap to clone; all clones are one. Where plugins are not hosted
 /// there are none.
 #[derive(Clone, Default)]
-pub struct Plugins(Arc<OnceLock<Manager>>);
+pub struct Plugins(Arc<OnceLock<Hosted>>);
+
+struct Hosted {
+    manager: Manager,
+    /// Goes with the last clone.
+    _temporary: Option<TempDir>,
+}
 
 impl fmt::Debug for Plugins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,9 +69,10 @@ impl fmt::Debug for Plugins {
 }
 
 impl Plugins {
-    /// Begins to start what `config` asks for; [`Plugins::ready`] waits for it.
-    /// Gives as well by what the registry says what happens. Without a folder
-    /// nothing is hosted.
+    /// Begins to start what `config` asks for, and the join rules that ship with
+    /// Pilot; [`Plugins::ready`] waits for it. Gives as well by what the registry
+    /// says what happens. Where the folder of the store cannot be used, and
+    /// nobody has configured a plugin, a temporary one does.
     ///
     /// # Errors
     /// When the folder cannot be used although something needs it.
@@ -66,29 +80,39 @@ impl Plugins {
         config: &Config,
         state: Arc<RwLock<State>>,
     ) -> Result<(Self, Events), HostError> {
-        let nothing = (Self::default(), Events::default());
-        let Some(folder) = config.plugin_folder() else {
-            if let Some(key) = config.first_plugin_key() {
-                tracing::warn!(
-                    "key {key:?}: no plugin runs, as there is no folder for what plugins keep; \
-                     set data, or store"
-                );
+        if let Some(folder) = config.plugin_folder() {
+            match Self::open(config, &folder, None, Arc::clone(&state)).await {
+                Err(error) if !config.needs_plugins() => tracing::warn!(
+                    "what plugins keep is lost when the registry ends, as no plugin is configured \
+                     and their folder cannot be used: {error}"
+                ),
+                opened => return opened,
             }
-            return Ok(nothing);
-        };
-        match Self::open(config, &folder, state).await {
-            Ok(opened) => Ok(opened),
-            Err(error) if config.needs_plugins() => Err(error),
+        }
+        let temporary = match tempfile::Builder::new().prefix("pilot-registry-").tempdir() {
+            Ok(temporary) => temporary,
+            Err(error) if config.needs_plugins() => return Err(HostError::Temporary(error)),
             Err(error) => {
-                tracing::warn!("no plugins are hosted, and none is configured: {error}");
-                Ok(nothing)
+                tracing::warn!(
+                    "no plugin runs, every join is denied: no temporary folder: {error}"
+                );
+                return Ok((Self::default(), Events::default()));
             }
+        };
+        let folder = temporary.path().to_owned();
+        match Self::open(config, &folder, Some(temporary), state).await {
+            Err(error) if !config.needs_plugins() => {
+                tracing::warn!("no plugin runs, every join is denied: {error}");
+                Ok((Self::default(), Events::default()))
+            }
+            opened => opened,
         }
     }
 
     async fn open(
         config: &Config,
         folder: &Path,
+        temporary: Option<TempDir>,
         state: Arc<RwLock<State>>,
     ) -> Result<(Self, Events), HostError> {
         let options = options(config, folder);
@@ -102,7 +126,7 @@ impl Plugins {
                 let manager =
                     Manager::start(options, Arc::new(Loaders), sinks, Arc::new(platform))?;
                 // The only one: nobody else has it yet.
-                let _ = plugins.0.set(manager);
+                let _ = plugins.0.set(Hosted { manager, _temporary: temporary });
             }
             Ok::<_, HostError>((plugins, events))
         })
@@ -110,17 +134,35 @@ impl Plugins {
         Ok((plugins, events))
     }
 
+    fn manager(&self) -> Option<&Manager> {
+        self.0.get().map(|hosted| &hosted.manager)
+    }
+
+    /// Says which of the shipped rules are not there.
+    pub(crate) fn warn_of_missing(&self) {
+        let Some(manager) = self.manager() else { return };
+        let found = |name: &&str| manager.status(name).is_some_and(|s| s.file.is_some());
+        let missing: Vec<&str> = DEFAULTS.into_iter().filter(|name| !found(name)).collect();
+        if !missing.is_empty() {
+            tracing::warn!(
+                "plugins that ship with Pilot were not found: {}; networks cannot use their join \
+                 rules. Set plugin-path to their folder",
+                missing.join(", ")
+            );
+        }
+    }
+
     /// Answers when each plugin that was configured at the start runs or has
     /// failed.
     pub async fn ready(&self) {
-        if let Some(manager) = self.0.get() {
+        if let Some(manager) = self.manager() {
             manager.ready().await;
         }
     }
 
     /// How every plugin stands; its services are not served.
     pub fn list(&self) -> Vec<PluginStatus> {
-        self.0.get().map(Manager::list).unwrap_or_default()
+        self.manager().map(Manager::list).unwrap_or_default()
     }
 
     /// The same for programs: `services` stand at the top as well, and say that
@@ -142,7 +184,7 @@ impl Plugins {
     /// Looks at the configuration and the files again; nothing where plugins
     /// are not hosted.
     pub async fn reload(&self) -> Option<ReloadReport> {
-        match self.0.get() {
+        match self.manager() {
             Some(manager) => Some(manager.reload().await),
             None => None,
         }
@@ -173,7 +215,7 @@ impl Plugins {
 
     /// Ends what runs.
     pub(crate) async fn shutdown(&self) {
-        let Some(manager) = self.0.get() else { return };
+        let Some(manager) = self.manager() else { return };
         if tokio::time::timeout(DRAIN + GRACE, manager.shutdown(DRAIN)).await.is_err() {
             tracing::warn!("plugins did not end in time");
         }
@@ -182,14 +224,19 @@ impl Plugins {
 
 impl JoinRules for Plugins {
     fn validate(&self, request: JoinRequest) -> BoxFuture<Verdict> {
-        match self.0.get() {
+        match self.manager() {
             Some(manager) => manager.validate(request),
             None => NoRules.validate(request),
         }
     }
 
     fn names(&self) -> Vec<String> {
-        self.0.get().map(Manager::rules).unwrap_or_default()
+        self.manager().map(Manager::rules).unwrap_or_default()
+    }
+
+    fn ready(&self) -> BoxFuture<()> {
+        let plugins = self.clone();
+        Box::pin(async move { Self::ready(&plugins).await })
     }
 }
 
@@ -212,6 +259,7 @@ fn options(config: &Config, folder: &Path) -> ManagerOptions {
         let dropped = dropped.into_iter().filter(|(ours, _)| *ours);
         options.folders = dropped.map(|(_, name)| folder.join(name)).collect::<Vec<PathBuf>>();
     }
+    options.defaults = DEFAULTS.map(str::to_owned).to_vec();
     options.no_ports = Some(NO_PORTS);
     options
 }

@@ -13,6 +13,11 @@ pub trait JoinRules: Send + Sync {
 
     /// Names of the rules that can be asked now.
     fn names(&self) -> Vec<String>;
+
+    /// Answers when those that are there from the start can be asked.
+    fn ready(&self) -> BoxFuture<()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// No rule at all: everything is denied.
@@ -22,8 +27,8 @@ pub struct NoRules;
 impl JoinRules for NoRules {
     fn validate(&self, request: JoinRequest) -> BoxFuture<Verdict> {
         let reason = format!(
-            "no plugin provides the join rule {:?}: this registry hosts no plugins; it needs the \
-             keys data or store, and plugins",
+            "no plugin provides the join rule {:?}: this registry hosts no plugins; its log says \
+             why; give it a folder with data",
             request.rule
         );
         Box::pin(std::future::ready(Verdict::deny(reason)))

@@ -1,5 +1,7 @@
 //! Listening, connections, the reaper, and an orderly end.
 
+mod files;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -11,14 +13,18 @@ use std::time::Duration;
 use pilot_beacon::server::listen_candidates;
 use pilot_host::events::Happening;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admins::Admins;
+use crate::audit::{Audit, AuditError, Replay, Retention};
 use crate::config::Config;
-use crate::connection::{serve, unix_now};
+use crate::connection::{Shared, serve, unix_now};
+use crate::denials::{Denials, Teller};
+use crate::limits::Places;
 use crate::plugins::{HostError, Plugins};
-use crate::service::Service;
+use crate::push::Hub;
+use crate::service::{Service, next_expiry};
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
 use crate::writer::{Followers, Writer};
@@ -27,6 +33,8 @@ use crate::writer::{Followers, Writer};
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// Nodes removed per command.
 const REAP_CHUNK: usize = 4096;
+/// Time between looks for what has expired.
+const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause after a failed accept, which is about lack of file handles.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,6 +62,9 @@ pub enum StartError {
         /// What is wrong.
         source: RestoreError,
     },
+    /// The audit log cannot be used.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The system gives no thread.
     #[error("cannot start the writer thread: {0}")]
     Thread(io::Error),
@@ -70,6 +81,7 @@ pub struct Registry {
     service: Arc<Service>,
     writer: Writer,
     thread: JoinHandle<()>,
+    hub: Hub,
     plugins: Plugins,
     config: Config,
 }
@@ -89,26 +101,37 @@ impl Registry {
                 Box::new(MemoryLog)
             }
         };
-        let state = store::restore(log.as_mut()).map_err(|e| match e {
+        let retention = Retention { age: config.audit_age, bytes: config.audit_bytes };
+        let audit = Audit::open(config.store.as_deref(), retention)?;
+        let mut replay = Replay::new(&audit);
+        let restored = store::restore_with(log.as_mut(), &mut |s, c| replay.apply(s, c));
+        let mut state = restored.map_err(|e| match e {
             RestoreError::Store(e) => StartError::Store(e),
             source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
         })?;
+        replay.end(&state)?;
         state.touch_all(unix_now());
+        // Nobody has a session yet who could be told of these.
+        drop(state.take_changes());
+        let hub = Hub::at(state.applied());
         tracing::info!(%local, nodes = state.len(), "registry serves");
         let state = Arc::new(RwLock::new(state));
         let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
+        audit.follow(events.clone());
         let (writer, thread) = Writer::start(
             Arc::clone(&state),
             log,
-            Followers { events: events.clone(), ..Followers::default() },
+            Followers { audit: audit.clone(), hub: hub.clone(), events: events.clone() },
         )
         .map_err(StartError::Thread)?;
         let admins = Admins::by_token(config.admin_token.as_deref());
         let service = Service::new(state, config.register_rate, config.owner_recovery)
             .with_admins(admins, config.any_node_makes_networks)
             .with_rules(Arc::new(plugins.clone()))
-            .with_events(events);
-        Ok(Self { listener, local, service: Arc::new(service), writer, thread, plugins, config })
+            .with_events(events)
+            .with_audit(audit);
+        let service = Arc::new(service);
+        Ok(Self { listener, local, service, writer, thread, hub, plugins, config })
     }
 
     /// What judges requests.
@@ -121,6 +144,11 @@ impl Registry {
         &self.plugins
     }
 
+    /// Who has a session.
+    pub const fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
     /// Where it listens.
     pub const fn local_addr(&self) -> SocketAddr {
         self.local
@@ -128,31 +156,33 @@ impl Registry {
 
     /// Serves until `shutdown` completes; returns when the state is closed.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, local, service, writer, thread, plugins, config } = self;
+        let Self { listener, local, service, writer, thread, hub, plugins, config } = self;
         let events = service.events().clone();
+        let (denials, teller) = Denials::new(events.clone());
+        let (end_telling, telling) = tell_denials(teller, &writer);
+        let shared = Shared::new(Arc::clone(&service), writer.clone(), hub, denials, config.idle);
+        let shared = Arc::new(shared);
+        let places = Places::new(files::connections(config.max_connections));
+        let audit = service.audit().clone();
         let (stop, stopped) = watch::channel(false);
         let mut connections = JoinSet::new();
         let accept = async {
             loop {
                 tokio::select! {
                     accepted = listener.accept() => match accepted {
-                        // At the bound a newcomer is closed at once.
-                        Ok((_, source)) if connections.len() >= config.max_connections => {
-                            tracing::debug!("connection refused: max-connections reached");
-                            let why = format_args!(
-                                "there are {} connections; see max-connections",
-                                connections.len()
-                            );
-                            events.refused("max_connections", source, why);
-                        }
-                        Ok((stream, source)) => {
-                            // Costs latency only if it fails.
-                            let _ = stream.set_nodelay(true);
-                            let (service, writer) = (Arc::clone(&service), writer.clone());
-                            let stopped = stopped.clone();
-                            connections.spawn(
-                                serve(stream, source, service, writer, config.idle, stopped));
-                        }
+                        // Without a place a newcomer is closed at once.
+                        Ok((stream, source)) => match places.take(source.ip()) {
+                            Ok(place) => {
+                                // Costs latency only if it fails.
+                                let _ = stream.set_nodelay(true);
+                                let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+                                connections.spawn(serve(stream, source, place, shared, stopped));
+                            }
+                            Err(e) => {
+                                tracing::debug!("connection refused: {e}");
+                                events.refused(e.code(), source, e);
+                            }
+                        },
                         Err(e) => {
                             tracing::warn!("accept: {e}");
                             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -163,8 +193,9 @@ impl Registry {
             }
         };
         let started = async {
-            // Nobody waits for plugins: until they run, joins are denied.
+            // Nobody waits for plugins but who joins.
             plugins.ready().await;
+            plugins.warn_of_missing();
             events.emit(|| Happening::RegistryStarted {
                 listen: local.to_string(),
                 nodes: service.state().len() as u64,
@@ -175,6 +206,7 @@ impl Registry {
         tokio::select! {
             () = accept => {}
             () = reap(&service, &writer, &config) => {}
+            () = expire(&service, &writer) => {}
             () = started => {}
             () = shutdown => {}
         }
@@ -187,8 +219,17 @@ impl Registry {
             tracing::warn!("connections still open are cut off");
         }
         connections.shutdown().await;
-        drop((writer, service));
-        let closed = tokio::task::spawn_blocking(move || thread.join()).await;
+        let _ = end_telling.send(());
+        if telling.await.is_err() {
+            tracing::error!("the task that tells of refusals failed");
+        }
+        drop((writer, service, shared));
+        let closed = tokio::task::spawn_blocking(move || {
+            let ended = thread.join();
+            audit.close();
+            ended
+        })
+        .await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::error!("the writer thread failed");
         }
@@ -196,6 +237,15 @@ impl Registry {
         events.close().await;
         tracing::info!("registry ended");
     }
+}
+
+/// Tells the audit log of refusals until told to end.
+fn tell_denials(
+    teller: Teller,
+    writer: &Writer,
+) -> (oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+    let (end, ended) = oneshot::channel();
+    (end, tokio::spawn(teller.run(writer.clone(), ended)))
 }
 
 /// Removes nodes that were silent for too long, for ever. A heartbeat that
@@ -212,6 +262,24 @@ async fn reap(service: &Service, writer: &Writer, config: &Config) {
             tracing::info!(nodes = chunk.len(), "silent nodes removed");
             let op = Op::Reap { silent: chunk.to_vec() };
             writer.submit(vec![Command::own(now, op)]).await;
+        }
+    }
+}
+
+/// Ends memberships, tokens and invitations whose time has come, at most a
+/// second late.
+async fn expire(service: &Service, writer: &Writer) {
+    let mut interval = tokio::time::interval(EXPIRE_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let now = unix_now();
+        let due = next_expiry(&service.state()).is_some_and(|next| next <= now);
+        if due {
+            let outcomes = writer.submit(vec![Command::own(now, Op::Expire {})]).await;
+            if let Some(Err(refusal)) = outcomes.first() {
+                tracing::warn!("what has expired stays until the next try: {refusal}");
+            }
         }
     }
 }

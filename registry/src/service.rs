@@ -1,6 +1,13 @@
 //! From a request to an answer or to a command: who may ask what. Reads are
 //! answered from the state; what changes it becomes a [`Command`].
 
+mod joining;
+mod networks;
+mod published_networks;
+mod views;
+
+pub(crate) use networks::next_expiry;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -8,13 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use ed25519_dalek::VerifyingKey;
 use pilot_plugin::{JoinRequest, Verdict};
 use pilot_wire::NodeId;
+use pilot_wire::registry::audit::AuditFilter;
 use pilot_wire::registry::{
-    Acknowledged, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes, Heartbeat,
-    Lookup, Network, NetworkList, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname,
-    Signature, challenge,
+    Acknowledged, AuditPage, BeaconList, BeaconRegistered, Deregistered, Fields, Handshakes,
+    Heartbeat, Lookup, PoloScore, PublicKey, Punch, Resolved, ResolvedHostname, Signature,
+    challenge,
 };
 
 use crate::admins::Admins;
+use crate::audit::Audit;
 use crate::events::Events;
 use crate::limits::{Beacons, RateLimit};
 use crate::rules::{JoinRules, NoRules};
@@ -81,6 +90,8 @@ pub struct Service {
     events: Events,
     admins: Admins,
     any_node_makes_networks: bool,
+    joins: joining::Joins,
+    audit: Audit,
 }
 
 impl fmt::Debug for Service {
@@ -102,6 +113,8 @@ impl Service {
             events: Events::default(),
             admins: Admins::default(),
             any_node_makes_networks: false,
+            joins: joining::Joins::default(),
+            audit: Audit::default(),
         }
     }
 
@@ -135,6 +148,38 @@ impl Service {
         self
     }
 
+    /// Asks this what was done.
+    #[must_use]
+    pub fn with_audit(mut self, audit: Audit) -> Self {
+        self.audit = audit;
+        self
+    }
+
+    /// The audit log.
+    pub const fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// Records of the audit log that fit. Whether the asker may know them is not
+    /// judged here.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn audit_query(&self, filter: AuditFilter) -> Result<AuditPage, Refusal> {
+        let audit = self.audit.clone();
+        match tokio::task::spawn_blocking(move || audit.page(&filter)).await {
+            Ok(Ok(page)) => Ok(page),
+            Ok(Err(e)) => {
+                tracing::error!("{e}");
+                Err(Refusal::Storage)
+            }
+            Err(e) => {
+                tracing::error!("a query of the audit log ended badly: {e}");
+                Err(Refusal::Storage)
+            }
+        }
+    }
+
     /// Asks the join rule that the request names. What is not a verdict denies.
     /// May take as long as the rule's time limit: nothing else may wait for it.
     pub async fn validate(&self, request: JoinRequest) -> Verdict {
@@ -149,6 +194,11 @@ impl Service {
     /// Where to say what happens.
     pub(crate) const fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Where the state is.
+    pub(crate) fn shared_state(&self) -> &RwLock<State> {
+        &self.state
     }
 
     /// The state as it is durable now.
@@ -186,7 +236,10 @@ impl Service {
         let node = NodeId(fields.node_id);
         let peer = NodeId(fields.peer_id);
         let op = match fields.kind.as_ref() {
-            "lookup" => return Ok(reply(lookup(&self.state().node(node)?.record))),
+            "lookup" => {
+                let state = self.state();
+                return Ok(reply(lookup(&state, &state.node(node)?.record)));
+            }
             "resolve" => return self.resolve(fields, asker),
             "resolve_hostname" => return self.resolve_hostname(fields),
             "heartbeat" => {
@@ -272,16 +325,6 @@ impl Service {
                 let polo_score = fields.polo_score.ok_or(Refusal::Missing("polo_score"))?;
                 Op::SetPoloScore { node: self.known(node)?, polo_score }
             }
-            "list_networks" => {
-                let members = self.state().len() as u64;
-                let name = "backbone".to_owned();
-                let backbone = Network { id: 0, name, members, join_rule: "open".to_owned() };
-                return Ok(reply(NetworkList { networks: vec![backbone] }));
-            }
-            "list_nodes" => return Err(Refusal::UnknownNetwork(fields.network_id)),
-            "create_network" | "join_network" | "leave_network" => {
-                return Err(Refusal::NetworksDisabled);
-            }
             "beacon_register" => {
                 lock(&self.beacons).register(fields.beacon_id, &fields.addr, now)?;
                 return Ok(reply(BeaconRegistered { beacon_id: fields.beacon_id }));
@@ -318,6 +361,24 @@ impl Service {
         let signature = Signature::from_base64(&fields.signature).ok_or(bad.clone())?;
         if !verifies(key, &challenge(), signature) {
             return Err(bad);
+        }
+        Ok(Signer { node, key })
+    }
+
+    /// Checks that `signature` answers the nonce that a connection was given,
+    /// and says under which key.
+    ///
+    /// # Errors
+    /// When it does not, or the node is not registered.
+    pub fn session_signer(
+        &self,
+        node: NodeId,
+        nonce: &str,
+        signature: Signature,
+    ) -> Result<Signer, Refusal> {
+        let key = self.state().node(node)?.record.key;
+        if !verifies(key, &challenge::session(node, nonce), signature) {
+            return Err(Refusal::BadSignature(node));
         }
         Ok(Signer { node, key })
     }
@@ -394,11 +455,12 @@ fn reply(reply: impl Into<Acknowledged>) -> Admitted {
 }
 
 /// What anybody may know of a node.
-pub(crate) fn lookup(record: &NodeRecord) -> Lookup {
+pub(crate) fn lookup(state: &State, record: &NodeRecord) -> Lookup {
+    let networks = state.memberships(record.id).map(|(network, _)| network.record.id);
     Lookup {
         node_id: record.id,
         address: record.address(),
-        networks: vec![0],
+        networks: std::iter::once(0).chain(networks).collect(),
         public_key: record.key,
         public: record.public,
         polo_score: record.polo_score,

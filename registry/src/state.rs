@@ -1,40 +1,47 @@
 //! The registry's state machine. Everything durable happens in
 //! [`State::apply`], which depends on the state and the command alone, so that
-//! the same commands always give the same state. No I/O, no clock.
+//! the same commands always give the same state. No I/O, no clock, no chance.
 //!
 //! Bounds: [`MAX_KEYS`] keys ever registered, one owner text per node ID,
 //! [`MAX_TRUST`] trust records and as many withdrawals, [`MAX_REQUESTS`] and
-//! [`MAX_ANSWERS`] waiting per node. At the bound a request is refused; but a
-//! new owner text replaces the older, a withdrawal more is not remembered, and
-//! the oldest answer goes.
+//! [`MAX_ANSWERS`] waiting per node, those of `network.rs`. At the bound a
+//! request is refused; but a new owner text replaces the older, a withdrawal
+//! more is not remembered, and the oldest answer goes.
 
 mod apply;
+mod census;
 mod change;
 mod command;
+mod loading;
 mod names;
 mod network;
+mod networks;
+mod nodes;
 mod refusal;
 mod rows;
 mod snapshot;
+mod trust;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
+use pilot_wire::NodeId;
+use pilot_wire::registry::PublicKey;
 use pilot_wire::registry::network::{Invitee, NetworkRef};
-use pilot_wire::registry::{HandshakeAnswer, HandshakeRequest, PublicKey};
-use pilot_wire::{Address, NodeId};
-use serde::{Deserialize, Serialize};
 
+pub use census::Census;
 pub use change::{Change, LeaveReason};
 pub use command::{Actor, Admission, Command, Denial, Imported, Op, Origin, Register, Signer};
-pub use names::{check_hostname, check_tags};
+pub use loading::{Loading, StateError};
+pub use names::{check_hostname, check_network_name, check_tags};
 pub use network::{
-    Invitation, MAX_INVITATIONS, MAX_MEMBER_TAGS, MAX_MEMBERSHIPS, MAX_NETWORKS, MAX_RULE_CONFIG,
-    MAX_RULES, MAX_TOKENS, Member, Network, NetworkRecord, Token,
+    Invitation, MAX_INVITATIONS, MAX_INVITATIONS_EACH, MAX_INVITATIONS_IN_ALL, MAX_MEMBER_TAG,
+    MAX_MEMBER_TAGS, MAX_MEMBERSHIPS, MAX_NETWORKS, MAX_RULE_CONFIG, MAX_RULES, MAX_TOKENS, Member,
+    Network, NetworkRecord, Token,
 };
+pub use nodes::{KeyEntry, Node, NodeRecord};
 pub use refusal::Refusal;
-pub use rows::{Row, Table};
+pub use rows::{ROWS_VERSION, Row, RowKey, Table};
 pub use snapshot::{Snapshot, SnapshotError};
 
 /// Most keys ever registered; a key keeps its node ID for ever.
@@ -50,126 +57,56 @@ pub const MAX_OWNER: usize = 256;
 /// Longest justification kept, in bytes; the rest is cut off.
 pub const MAX_JUSTIFICATION: usize = 1024;
 
-/// The durable part of a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeRecord {
-    /// Its ID.
-    pub id: NodeId,
-    /// Its key.
-    pub key: PublicKey,
-    /// Source IP of its registration and the port it stated.
-    pub endpoint: SocketAddr,
-    /// Number of the command that last registered it.
-    pub registered_by: u64,
-    /// Text naming the owner.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub owner: String,
-    /// Unique among nodes; empty for none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub hostname: String,
-    /// Whether anybody may see `endpoint`.
-    #[serde(default)]
-    pub public: bool,
-    /// At most 10.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tags: Vec<String>,
-    /// Reputation.
-    #[serde(default)]
-    pub polo_score: i64,
-    /// Whether it executes tasks.
-    #[serde(default)]
-    pub task_exec: bool,
-}
-
-impl NodeRecord {
-    /// Its address on the backbone.
-    pub const fn address(&self) -> Address {
-        Address::backbone(self.id)
-    }
-}
-
-/// A node that is registered now.
-#[derive(Debug)]
-pub struct Node {
-    /// What is durable.
-    pub record: NodeRecord,
-    /// Unix seconds; liveness is not durable and no part of a snapshot.
-    seen: AtomicU64,
-}
-
-impl Node {
-    /// Notes that the node was heard of.
-    pub fn touch(&self, now: u64) {
-        self.seen.fetch_max(now, Ordering::Relaxed);
-    }
-
-    /// When it was last heard of, Unix seconds.
-    pub fn last_seen(&self) -> u64 {
-        self.seen.load(Ordering::Relaxed)
-    }
-}
-
-/// What is known of a key, for ever.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyEntry {
-    /// Its node.
-    pub node: NodeId,
-    /// Whether its holder has once proven possession; then it always must.
-    pub proven: bool,
-}
-
-/// Which sides of a pair have stated that they trust the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Stated {
-    low: bool,
-    high: bool,
-}
-
 /// The whole state.
 #[derive(Debug)]
 pub struct State {
+    /// Made once with the store, by chance; says that numbers belong together.
+    epoch: String,
     applied: u64,
     next_node: u32,
-    nodes: HashMap<NodeId, Node>,
+    next_network: u16,
+    next_invitation: u64,
+    nodes: nodes::Nodes,
     keys: HashMap<PublicKey, KeyEntry>,
-    owners: HashMap<String, NodeId>,
+    /// The other way round, for nodes that are not registered now.
+    absent: BTreeMap<NodeId, PublicKey>,
+    /// Nodes whose key is revoked.
+    revoked: BTreeSet<NodeId>,
+    owners: HashMap<Arc<str>, NodeId>,
     /// The other way round; each node ID has one owner text at most.
-    owned: HashMap<NodeId, String>,
-    hostnames: HashMap<String, NodeId>,
-    trust: HashMap<(NodeId, NodeId), Stated>,
-    /// Who has refused or ended trust with whom. What a published node signs
-    /// to ask for trust is also what it signs to refuse or end it, towards the
-    /// peer, for ever; so after that a request alone, which the peer could
-    /// bring here, states no trust until the node itself has stated it again.
-    withdrawn: HashSet<(NodeId, NodeId)>,
-    requests: HashMap<NodeId, Vec<HandshakeRequest>>,
-    answers: HashMap<NodeId, VecDeque<HandshakeAnswer>>,
-    networks: BTreeMap<u16, Network>,
-    /// The other way round: the networks of each node, beside the backbone.
-    member_of: HashMap<NodeId, Vec<u16>>,
-    invitations: BTreeMap<u64, Invitation>,
+    owned: HashMap<NodeId, Arc<str>>,
+    hostnames: HashMap<Box<str>, NodeId>,
+    trust: trust::Trust,
+    /// What waits for a node; none of them is empty.
+    inboxes: BTreeMap<NodeId, rows::Inbox>,
+    networks: networks::Networks,
+    census: Census,
     /// What was changed since it was last asked.
     changes: Vec<Change>,
+    dirty: rows::Dirty,
 }
 
 impl Default for State {
     fn default() -> Self {
         Self {
+            epoch: String::new(),
             applied: 0,
             next_node: 1,
-            nodes: HashMap::new(),
+            next_network: 1,
+            next_invitation: 1,
+            nodes: nodes::Nodes::default(),
             keys: HashMap::new(),
+            absent: BTreeMap::new(),
+            revoked: BTreeSet::new(),
             owners: HashMap::new(),
             owned: HashMap::new(),
             hostnames: HashMap::new(),
-            trust: HashMap::new(),
-            withdrawn: HashSet::new(),
-            requests: HashMap::new(),
-            answers: HashMap::new(),
-            networks: BTreeMap::new(),
-            member_of: HashMap::new(),
-            invitations: BTreeMap::new(),
+            trust: trust::Trust::default(),
+            inboxes: BTreeMap::new(),
+            networks: networks::Networks::default(),
+            census: Census::default(),
             changes: Vec::new(),
+            dirty: rows::Dirty::default(),
         }
     }
 }
@@ -180,12 +117,23 @@ impl State {
         std::mem::take(&mut self.changes)
     }
 
+    /// Names this state, when its store is made.
+    pub fn new_epoch(&mut self, epoch: String) {
+        self.epoch = epoch;
+    }
+
+    /// The name of this state: another one says that numbers of commands and
+    /// nodes have begun anew. Empty until it is given.
+    pub fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
     /// A network beside the backbone.
     ///
     /// # Errors
     /// When there is none of that number.
     pub fn network(&self, id: u16) -> Result<&Network, Refusal> {
-        self.networks.get(&id).ok_or(Refusal::UnknownNetwork(id))
+        self.networks.get(id).ok_or(Refusal::UnknownNetwork(id))
     }
 
     /// A network, by number or name.
@@ -196,7 +144,7 @@ impl State {
         match network {
             NetworkRef::Id(id) => self.network(*id),
             NetworkRef::Name(name) => {
-                let named = self.networks.values().find(|n| n.record.name == *name);
+                let named = self.networks.named(name);
                 named.ok_or_else(|| Refusal::UnknownNetworkName(name.clone()))
             }
         }
@@ -204,13 +152,12 @@ impl State {
 
     /// All networks beside the backbone, by number.
     pub fn networks(&self) -> impl Iterator<Item = &Network> {
-        self.networks.values()
+        self.networks.iter()
     }
 
     /// The networks of a node, beside the backbone.
     pub fn memberships(&self, node: NodeId) -> impl Iterator<Item = (&Network, &Member)> {
-        let networks = self.member_of.get(&node).map_or(&[][..], Vec::as_slice);
-        networks.iter().filter_map(move |id| {
+        self.networks.of(node).filter_map(move |id| {
             let network = self.networks.get(id)?;
             Some((network, network.members.get(&node)?))
         })
@@ -218,46 +165,68 @@ impl State {
 
     /// Networks that both are in, beside the backbone.
     pub fn shared_networks(&self, a: NodeId, b: NodeId) -> Vec<u16> {
-        let of = |node| self.member_of.get(&node).map_or(&[][..], Vec::as_slice);
-        of(a).iter().filter(|id| of(b).contains(id)).copied().collect()
+        let is_in = |id: &u16| self.networks.get(*id).is_some_and(|n| n.members.contains_key(&b));
+        self.networks.of(a).filter(is_in).collect()
     }
 
     /// An invitation that waits.
     pub fn invitation(&self, id: u64) -> Option<&Invitation> {
-        self.invitations.get(&id)
+        self.networks.invitation(id)
     }
 
     /// Invitations that wait for a node or its owner.
     pub fn invitations_for(&self, node: NodeId) -> Vec<&Invitation> {
-        let owner = self.nodes.get(&node).map_or("", |n| n.record.owner.as_str());
-        let fits = |to: &Invitee| match to {
+        let node_itself = Invitee::Node(node);
+        let of_node = self.networks.invited(&node_itself);
+        let owner = self.proven_owner(node).map(|owner| Invitee::Owner(owner.to_owned()));
+        let of_owner = owner.iter().flat_map(|owner| self.networks.invited(owner));
+        of_node.chain(of_owner).collect()
+    }
+
+    /// Whether an invitation is for this node: by its number, or by its owner
+    /// text if its key is proven.
+    pub fn is_invited(&self, node: NodeId, to: &Invitee) -> bool {
+        match to {
             Invitee::Node(invited) => *invited == node,
-            Invitee::Owner(invited) => !owner.is_empty() && invited == owner,
-        };
-        self.invitations.values().filter(|i| fits(&i.to)).collect()
+            Invitee::Owner(invited) => self.proven_owner(node) == Some(invited),
+        }
+    }
+
+    /// The owner text of a registered node, if its key is proven: anybody can
+    /// register a key with any text.
+    fn proven_owner(&self, node: NodeId) -> Option<&str> {
+        let record = &self.nodes.get(node)?.record;
+        let proven = self.keys.get(&record.key).is_some_and(|entry| entry.proven);
+        Some(record.owner.as_str()).filter(|owner| proven && !owner.is_empty())
     }
 
     /// Invitations to a network that wait.
     pub fn invitations_to(&self, network: u16) -> impl Iterator<Item = &Invitation> {
-        self.invitations.values().filter(move |i| i.network == network)
+        self.networks.invited_to(network)
+    }
+
+    /// When the next membership, token or invitation ends: from then on
+    /// [`Op::Expire`] has something to do.
+    pub fn next_end(&self) -> Option<u64> {
+        self.networks.next_end()
     }
 
     /// With whom trust is mutual.
     pub fn trusted_by(&self, node: NodeId) -> Vec<NodeId> {
-        let pairs = self.trust.iter().filter(|((a, b), _)| *a == node || *b == node);
-        let mutual = pairs.filter(|(_, stated)| stated.low && stated.high);
-        mutual.map(|((a, b), _)| if *a == node { *b } else { *a }).collect()
+        let mutual = self.trust.of(node).filter(|(_, sides)| sides.has(trust::Sides::MUTUAL));
+        mutual.map(|(peer, _)| peer).collect()
     }
 
     /// Who has ended or refused trust with `node` and not stated it again.
     pub fn revoked_by(&self, node: NodeId) -> Vec<NodeId> {
-        self.withdrawn.iter().filter(|(_, peer)| *peer == node).map(|(by, _)| *by).collect()
+        let ended = self.trust.of(node).filter(|(_, sides)| sides.has(trust::Sides::WITHDRAWN));
+        ended.map(|(peer, _)| peer).collect()
     }
 
     /// Whether `by` has ended or refused trust with `peer` and not stated it
     /// again.
     pub fn has_withdrawn(&self, by: NodeId, peer: NodeId) -> bool {
-        self.withdrawn.contains(&(by, peer))
+        self.trust.get(by, peer).has(trust::Sides::WITHDREW)
     }
 
     /// How many commands made this state.
@@ -270,7 +239,12 @@ impl State {
     /// # Errors
     /// When there is none of that ID.
     pub fn node(&self, id: NodeId) -> Result<&Node, Refusal> {
-        self.nodes.get(&id).ok_or(Refusal::UnknownNode(id))
+        self.nodes.get(id).ok_or(Refusal::UnknownNode(id))
+    }
+
+    /// The registered nodes after `id`, in order of their numbers.
+    pub fn nodes_after(&self, id: NodeId) -> impl Iterator<Item = &Node> {
+        self.nodes.after(id)
     }
 
     /// The registered node of that name.
@@ -280,13 +254,23 @@ impl State {
     pub fn named(&self, hostname: &str) -> Result<&Node, Refusal> {
         self.hostnames
             .get(hostname)
-            .and_then(|id| self.nodes.get(id))
+            .and_then(|id| self.nodes.get(*id))
             .ok_or_else(|| Refusal::UnknownHostname(hostname.to_owned()))
     }
 
     /// What is known of a key.
     pub fn key(&self, key: &PublicKey) -> Option<KeyEntry> {
         self.keys.get(key).copied()
+    }
+
+    /// Whether the key of this node was revoked.
+    pub fn is_revoked(&self, node: NodeId) -> bool {
+        self.revoked.contains(&node)
+    }
+
+    /// Whether this number was ever given to a node.
+    pub const fn is_assigned(&self, node: NodeId) -> bool {
+        node.0 > 0 && node.0 < self.next_node
     }
 
     /// How many nodes are registered.
@@ -296,7 +280,12 @@ impl State {
 
     /// Whether nobody is registered.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
+        self.nodes.len() == 0
+    }
+
+    /// What is counted of registered nodes; kept, not found by looking at all.
+    pub const fn census(&self) -> &Census {
+        &self.census
     }
 
     /// Whether `requester` may see the real address of `target`: it is public,
@@ -311,13 +300,17 @@ impl State {
 
     /// Whether both have stated trust in each other.
     pub fn is_mutual(&self, a: NodeId, b: NodeId) -> bool {
-        self.trust.get(&pair(a, b)).is_some_and(|stated| stated.low && stated.high)
+        self.trust.get(a, b).has(trust::Sides::MUTUAL)
     }
 
     /// Whether `node` has stated trust in `peer`.
     pub fn has_stated(&self, node: NodeId, peer: NodeId) -> bool {
-        let stated = |s: &Stated| if node < peer { s.low } else { s.high };
-        self.trust.get(&pair(node, peer)).is_some_and(stated)
+        self.trust.get(node, peer).has(trust::Sides::STATES)
+    }
+
+    /// The node that an owner text stands for, registered now or not.
+    pub(crate) fn owner_node(&self, owner: &str) -> Option<NodeId> {
+        self.owners.get(owner).copied()
     }
 
     /// The number that the next new node gets.
@@ -331,31 +324,54 @@ impl State {
     }
 
     /// Pairs of which at least one side has stated trust.
-    pub(crate) fn trust_pairs(&self) -> usize {
-        self.trust.len()
+    pub(crate) const fn trust_pairs(&self) -> usize {
+        self.trust.pairs
+    }
+
+    /// Pairs of which both have stated trust.
+    pub const fn mutual_pairs(&self) -> usize {
+        self.trust.mutual
     }
 
     /// Whether anything waits for `node`.
     pub fn has_handshakes(&self, node: NodeId) -> bool {
-        self.requests.contains_key(&node) || self.answers.contains_key(&node)
+        self.inboxes.contains_key(&node)
     }
 
     /// Nodes not heard of since `before`, with what identifies the
     /// registration, as a reap command needs it.
     pub fn silent_since(&self, before: u64) -> Vec<(NodeId, u64)> {
-        let silent = self.nodes.values().filter(|n| n.last_seen() < before);
-        silent.map(|n| (n.record.id, n.record.registered_by)).collect()
+        self.silent_among(NodeId(0), usize::MAX, before).0
+    }
+
+    /// The same of the first `count` nodes after `after`; and the last one
+    /// looked at, none when there are no more. With a million nodes one look at
+    /// all of them would hold up whoever wants to change the state.
+    pub fn silent_among(
+        &self,
+        after: NodeId,
+        count: usize,
+        before: u64,
+    ) -> (Vec<(NodeId, u64)>, Option<NodeId>) {
+        let mut left = count.max(1);
+        let mut silent = Vec::new();
+        for node in self.nodes.after(after) {
+            if node.last_seen() < before {
+                silent.push((node.record.id, node.record.registered_by));
+            }
+            left -= 1;
+            if left == 0 {
+                return (silent, Some(node.record.id));
+            }
+        }
+        (silent, None)
     }
 
     /// Counts every node as heard of at `now`: after a restart each gets the
     /// whole time to report again.
     pub fn touch_all(&self, now: u64) {
-        self.nodes.values().for_each(|n| n.touch(now));
+        self.nodes.iter().for_each(|n| n.touch(now));
     }
-}
-
-fn pair(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
-    (a.min(b), a.max(b))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub use memory::MemoryLog;
 pub use sqlite::SqliteLog;
 
 use crate::state::{Command, Snapshot, SnapshotError, State};
+use crate::writer::Outcome;
 
 /// A log of commands with snapshots. One writer owns it.
 pub trait CommandLog: Send {
@@ -101,6 +102,18 @@ pub enum RestoreError {
 /// # Errors
 /// When the log is unreadable, contradicts itself or has gaps.
 pub fn restore(log: &mut dyn CommandLog) -> Result<State, RestoreError> {
+    restore_with(log, &mut |state, command| state.apply(command))
+}
+
+/// Rebuilds the state from a log; `apply` is given each logged command in its
+/// turn and has to apply it.
+///
+/// # Errors
+/// When the log is unreadable, contradicts itself or has gaps.
+pub(crate) fn restore_with(
+    log: &mut dyn CommandLog,
+    apply: &mut dyn FnMut(&mut State, &Command) -> Outcome,
+) -> Result<State, RestoreError> {
     let restored = log.restore()?;
     let mut state = match restored.snapshot {
         Some(snapshot) => State::try_from(snapshot)?,
@@ -113,7 +126,7 @@ pub fn restore(log: &mut dyn CommandLog) -> Result<State, RestoreError> {
         }
         for command in &commands {
             // A refusal was the answer then as well.
-            let _ = state.apply(command);
+            let _ = apply(&mut state, command);
         }
     }
     Ok(state)

@@ -96,7 +96,12 @@ fn run(
             next = if commands.len() < MAX_BATCH { queue.try_recv().ok() } else { None };
         }
         let first = read(state).applied() + 1;
-        let mut outcomes = match log.append(first, &commands) {
+        let stored = if audit.is_healthy() {
+            log.append(first, &commands).map_err(|e| e.to_string())
+        } else {
+            Err("the audit log cannot be written".to_owned())
+        };
+        let mut outcomes = match stored {
             Ok(()) => {
                 let wanted = events.wanted();
                 let each = |state: &mut State, command: &Command| {
@@ -107,7 +112,7 @@ fn run(
                         before.tell(state, command, &outcome, &mut happened);
                     }
                     if let Some(draft) = draft {
-                        records.push(draft.finish(state, &outcome));
+                        draft.finish(state, &outcome, &mut records);
                     }
                     outcome
                 };
@@ -119,7 +124,7 @@ fn run(
             }
         }
         .into_iter();
-        audit.append(std::mem::take(&mut records));
+        audit.append(read(state).applied(), std::mem::take(&mut records));
         for (count, reply) in waiting.drain(..) {
             // A connection that is gone needs no answer.
             let _ = reply.send(outcomes.by_ref().take(count).collect());

@@ -24,6 +24,7 @@ use crate::event::{
 };
 use crate::info::{Counters, PeerInfo, StreamInfo};
 use crate::memory::Memory;
+use crate::networks::Networks;
 use crate::peer::{Outgoing, Peer};
 use crate::ports::{Bucket, Ports};
 use crate::receive::Via;
@@ -62,6 +63,7 @@ pub struct Core {
     pub(crate) peers: Slab<Peer>,
     pub(crate) peer_slots: FxHashMap<NodeId, usize>,
     pub(crate) permissions: FxHashMap<NodeId, Permission>,
+    pub(crate) networks: Networks,
     pub(crate) streams: Slab<Stream>,
     pub(crate) stream_slots: FxHashMap<StreamId, usize>,
     pub(crate) keys: FxHashMap<Key, usize>,
@@ -104,6 +106,9 @@ pub enum DialError {
     /// The address is this node's own, or nobody's.
     #[error("cannot dial {0}: it is this node's own address, or not that of one node")]
     NotAPeer(Address),
+    /// The address is in a network that this node is not in.
+    #[error("this node is not a member of network {0}")]
+    NotAMember(u16),
     /// The configured limit of streams is reached.
     #[error("too many streams: the limit of {0} is reached")]
     StreamLimit(usize),
@@ -132,6 +137,9 @@ pub enum DatagramError {
     /// The destination is a broadcast address.
     #[error("broadcast is not available — custom networks are WIP")]
     Broadcast,
+    /// The destination is in a network that this node is not in.
+    #[error("this node is not a member of network {0}")]
+    NotAMember(u16),
     /// The destination is this node.
     #[error("cannot send to {0}: it is this node's own address")]
     NotAPeer(Address),
@@ -143,6 +151,19 @@ pub enum DatagramError {
         /// What fits now.
         limit: usize,
     },
+}
+
+/// The header of a datagram packet.
+pub(crate) fn datagram_header(source: SocketAddress, destination: SocketAddress) -> Header {
+    Header {
+        flags: Flags::NONE,
+        protocol: Protocol::Datagram,
+        source,
+        destination,
+        seq: 0,
+        ack: 0,
+        window: 0,
+    }
 }
 
 impl Core {
@@ -167,6 +188,7 @@ impl Core {
             peers: Slab::new(),
             peer_slots: FxHashMap::default(),
             permissions: FxHashMap::default(),
+            networks: Networks::default(),
             streams: Slab::new(),
             stream_slots: FxHashMap::default(),
             keys: FxHashMap::default(),
@@ -195,6 +217,8 @@ impl Core {
             Input::Endpoint { node, endpoint } => self.on_endpoint(node, endpoint, now),
             Input::IdentityKey { node, key } => self.on_identity_key(node, key, now),
             Input::Permission { node, permission } => self.set_permission(node, permission, now),
+            Input::Networks(networks) => self.set_networks(networks),
+            Input::Shared { node, networks } => self.set_shared(node, networks),
             Input::TooLarge { to, len } => self.too_large(to, len, now),
         }
     }
@@ -224,12 +248,16 @@ impl Core {
         if to.address.node == local || to.address.is_broadcast() || to.address.node.0 == 0 {
             return Err(DialError::NotAPeer(to.address));
         }
+        let network = to.address.network;
+        if !self.networks.has(network) {
+            return Err(DialError::NotAMember(network));
+        }
         if self.open_streams >= self.config.max_streams {
             return Err(DialError::StreamLimit(self.config.max_streams));
         }
         let local_port = self.free_port(to).ok_or(DialError::NoFreePort)?;
         let id = self.next_id();
-        let source = Address::backbone(local).port(local_port);
+        let source = Address { network, node: local }.port(local_port);
         let iss = self.rng.random();
         let window = self.initial_buffer();
         let stream = Stream::dial(id, source, to, iss, window, &self.config, now);
@@ -425,6 +453,10 @@ impl Core {
         if to.address.node == local || to.address.node.0 == 0 {
             return Err(DatagramError::NotAPeer(to.address));
         }
+        let network = to.address.network;
+        if !self.networks.has(network) {
+            return Err(DatagramError::NotAMember(network));
+        }
         let slot = self.ensure_peer(to.address.node, now);
         let limit = self.max_payload(slot);
         if data.len() > limit {
@@ -434,15 +466,7 @@ impl Core {
             0 => self.ports.ephemeral(|_| true).unwrap_or(u16::MAX),
             port => port,
         };
-        let header = Header {
-            flags: Flags::NONE,
-            protocol: Protocol::Datagram,
-            source: Address::backbone(local).port(port),
-            destination: to,
-            seq: 0,
-            ack: 0,
-            window: 0,
-        };
+        let header = datagram_header(Address { network, node: local }.port(port), to);
         self.send_outside(slot, Outgoing { packet: header.to_packet(data), via: None });
         self.want_endpoint(slot);
         Ok(())

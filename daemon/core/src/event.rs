@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use pilot_wire::tunnel::Ed25519Public;
-use pilot_wire::{NodeId, SocketAddress};
+use pilot_wire::{Address, NodeId, SocketAddress};
 
 use crate::time::Time;
 
@@ -51,6 +51,16 @@ pub enum Input<'a> {
         node: NodeId,
         /// The new permission.
         permission: Permission,
+    },
+    /// The networks that this node is in, beside 0. Streams in others end.
+    Networks(&'a [u16]),
+    /// The networks that a peer and this node are both in, beside 0. Streams
+    /// with it in others end.
+    Shared {
+        /// The peer.
+        node: NodeId,
+        /// All of them.
+        networks: &'a [u16],
     },
     /// The system refused to send a datagram, as larger than the path takes
     /// (EMSGSIZE). What is larger or as large is not sent there any more.
@@ -146,6 +156,8 @@ pub enum Event {
     Datagram {
         /// Sending address and port.
         source: SocketAddress,
+        /// What it was sent to: this node, or all of a network.
+        destination: Address,
         /// The port it was sent to.
         destination_port: u16,
         /// Its payload.
@@ -242,7 +254,8 @@ pub enum CloseReason {
     /// A FIN arrived and data before it never did.
     #[error("stream truncated: data before the end was lost")]
     Truncated,
-    /// Trust with the peer ended.
+    /// Trust with the peer ended, or the network of the stream is not shared
+    /// any more.
     #[error("trust ended")]
     Untrusted,
 }
@@ -280,11 +293,15 @@ pub enum Refusal {
     OutOfState,
     /// A table of pending exchanges is full.
     Overload,
+    /// The packet is for a network that the peer and this node do not share.
+    NotShared,
+    /// Too many broadcasts of one peer.
+    BroadcastRate,
 }
 
 impl Refusal {
     /// Every rule.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
         Self::NotTheBeacon,
         Self::Unauthenticated,
@@ -300,6 +317,8 @@ impl Refusal {
         Self::NoListener,
         Self::OutOfState,
         Self::Overload,
+        Self::NotShared,
+        Self::BroadcastRate,
     ];
 
     /// The name used in counters and logs.
@@ -320,6 +339,8 @@ impl Refusal {
             Self::NoListener => "no_listener",
             Self::OutOfState => "out_of_state",
             Self::Overload => "overload",
+            Self::NotShared => "not_shared",
+            Self::BroadcastRate => "broadcast_rate",
         }
     }
 }

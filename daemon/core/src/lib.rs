@@ -11,6 +11,7 @@ mod core;
 mod event;
 mod info;
 mod memory;
+mod networks;
 mod peer;
 mod ports;
 mod receive;
@@ -27,4 +28,5 @@ pub use event::{
     StreamId, Transmit,
 };
 pub use info::{Counters, PeerInfo, StreamInfo};
+pub use networks::MAX_BROADCAST;
 pub use time::Time;

@@ -25,6 +25,10 @@ const RESETS_PER_SECOND: u32 = 100;
 /// Key exchange frames of one peer whose signature is checked, per second.
 const EXCHANGES_PER_SECOND: u32 = 20;
 
+/// Broadcasts taken from one peer, per second and at once; those beyond are
+/// dropped.
+const BROADCASTS_PER_SECOND: u32 = 20;
+
 /// A packet outside any stream: ping, datagram, RST.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -53,6 +57,7 @@ pub(crate) struct Peer {
     pub(crate) syns: Bucket,
     pub(crate) resets: Bucket,
     pub(crate) exchanges: Bucket,
+    pub(crate) broadcasts: Bucket,
     key_asked: Option<Time>,
 }
 
@@ -74,6 +79,7 @@ impl Peer {
             syns: Bucket::new(config.syn_rate_per_node, now),
             resets: Bucket::new(RESETS_PER_SECOND, now),
             exchanges: Bucket::new(EXCHANGES_PER_SECOND, now),
+            broadcasts: Bucket::new(BROADCASTS_PER_SECOND, now),
             key_asked: None,
         }
     }

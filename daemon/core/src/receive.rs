@@ -138,7 +138,14 @@ impl Core {
             return self.refuse(Refusal::Malformed, Some(sender), 0, now);
         };
         let header = &packet.header;
-        if header.source.address.node != sender || header.destination.address.node != local {
+        let (source, destination) = (header.source.address, header.destination.address);
+        let everybody = destination.is_broadcast()
+            && destination.network != 0
+            && header.protocol == Protocol::Datagram;
+        if source.node != sender
+            || !(everybody || destination.node == local)
+            || source.network != destination.network
+        {
             return self.refuse(Refusal::AddressMismatch, Some(sender), 0, now);
         }
         self.counters.pkts_recv += 1;
@@ -212,9 +219,17 @@ impl Core {
         if self.peers[slot].permission != Permission::Trusted {
             return self.refuse(Refusal::Untrusted, Some(node), to, now);
         }
+        let destination = packet.header.destination.address;
+        if !self.networks.shared_with(node, destination.network) {
+            return self.refuse(Refusal::NotShared, Some(node), to, now);
+        }
+        if destination.is_broadcast() && !self.peers[slot].broadcasts.take(now) {
+            return self.refuse(Refusal::BroadcastRate, Some(node), to, now);
+        }
         if !packet.payload.is_empty() {
             self.events.push_back(Event::Datagram {
                 source: packet.header.source,
+                destination,
                 destination_port: to,
                 data: Bytes::copy_from_slice(packet.payload),
             });
@@ -237,7 +252,7 @@ impl Core {
         let answer = Header {
             flags: Flags::ACK,
             protocol: Protocol::Control,
-            source: self.own_socket(port::PING),
+            source: header.destination,
             destination: header.source,
             seq: header.seq,
             ack: header.seq.wrapping_add(1),
@@ -302,6 +317,10 @@ impl Core {
         if self.peers[slot].permission != Permission::Trusted && to != port::TRUST {
             return self.refuse(Refusal::Untrusted, Some(node), to, now);
         }
+        // Silence, as to strangers: in that network this node is not there.
+        if !self.networks.shared_with(node, header.destination.address.network) {
+            return self.refuse(Refusal::NotShared, Some(node), to, now);
+        }
         let Some(open) = self.ports.open_on(to).map(|n| *n) else {
             self.refuse(Refusal::NoListener, Some(node), to, now);
             return self.send_reset(slot, header, payload, now);
@@ -334,7 +353,6 @@ impl Core {
         let iss = self.rng.random();
         let window = self.initial_buffer();
         let mut stream = Stream::accept(id, header, payload, iss, window, &self.config, now);
-        stream.local = self.own_socket(to);
         stream.epoch = self.peers[slot].epoch;
         let stream = self.insert_stream(stream);
         if let Some(open) = self.ports.open_on(to) {
@@ -370,7 +388,7 @@ impl Core {
                     flags = flags | Flags::FIN;
                     ack = header.seq.wrapping_add(1);
                 }
-                self.send_bare(slot, key, flags, remains.seq, ack);
+                self.send_bare(slot, header, flags, remains.seq, ack);
             }
             return;
         }
@@ -390,22 +408,22 @@ impl Core {
         if !open || !peer.resets.take(now) {
             return;
         }
-        let key = Key { local_port: header.destination.port, remote: header.source };
         let published_syn = header.flags.contains(Flags::SYN) && payload.is_empty();
         let (seq, ack) = if published_syn && !header.flags.contains(Flags::ACK) {
             (0, 0)
         } else {
             (header.ack, header.seq.wrapping_add(1))
         };
-        self.send_bare(slot, key, Flags::RST, seq, ack);
+        self.send_bare(slot, header, Flags::RST, seq, ack);
     }
 
-    fn send_bare(&mut self, slot: usize, key: Key, flags: Flags, seq: u32, ack: u32) {
+    /// A packet without payload to whom `to` came from.
+    fn send_bare(&mut self, slot: usize, to: &Header, flags: Flags, seq: u32, ack: u32) {
         let header = Header {
             flags,
             protocol: Protocol::Stream,
-            source: self.own_socket(key.local_port),
-            destination: key.remote,
+            source: to.destination,
+            destination: to.source,
             seq,
             ack,
             window: 0,

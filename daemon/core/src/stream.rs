@@ -292,6 +292,11 @@ impl Stream {
     fn establish(&mut self, header: &Header, payload: &[u8]) {
         self.irs = header.seq;
         self.ours = Options::decode(payload);
+        if let Some(ours) = &mut self.ours
+            && self.remote.address.network != 0
+        {
+            ours.compact = false;
+        }
         if self.ours.is_some() {
             self.rtt.peer_is_prompt();
         }
@@ -308,7 +313,8 @@ impl Stream {
             stream_ack: true,
             half_close: true,
             byte_window: true,
-            compact: true,
+            // Compact packets have no room for a network.
+            compact: self.remote.address.network == 0,
         }
     }
 

@@ -46,7 +46,7 @@ impl RegistryPlatform {
                 })?;
                 let state = read(&self.state);
                 let node = state.node(node).map_err(|e| CallError::Failed(e.to_string()))?;
-                Ok(json!(lookup(&node.record)))
+                Ok(json!(lookup(&state, &node.record)))
             }
             "registry.stats" => {
                 let state = read(&self.state);

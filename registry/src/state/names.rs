@@ -23,6 +23,19 @@ pub fn check_hostname(name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// A network's name follows the rules for hostnames.
+///
+/// # Errors
+/// Says which rule is broken.
+pub fn check_network_name(name: &str) -> Result<(), Refusal> {
+    let problem = match check_hostname(name) {
+        Ok(()) => return Ok(()),
+        Err(Refusal::ReservedHostname(name)) => format!("{name:?} is reserved; choose another"),
+        Err(_) => "a network's name is 1 to 63 lowercase letters, digits and inner hyphens".into(),
+    };
+    Err(Refusal::Invalid { key: "name".to_owned(), problem })
+}
+
 /// At most 10 tags of 1–32 such characters; one leading `#` is taken off.
 ///
 /// # Errors

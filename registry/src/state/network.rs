@@ -2,11 +2,15 @@
 //!
 //! Bounds: [`MAX_NETWORKS`] at a time (numbers are 16 bits; the number of a
 //! deleted one is used again only after all others were), [`MAX_TOKENS`] and
-//! [`MAX_INVITATIONS`] per network; at the bound the request is refused.
+//! [`MAX_INVITATIONS`] per network, [`MAX_INVITATIONS_EACH`] for one invitee and
+//! [`MAX_INVITATIONS_IN_ALL`], [`MAX_MEMBERSHIPS`] per node; at the bound the
+//! request is refused.
 
 use std::collections::BTreeMap;
 
-use pilot_wire::registry::network::{BroadcastRight, Invitee, JoinPolicy};
+use pilot_wire::registry::network::{
+    BroadcastRight, InvitationView, Invitee, JoinPolicy, Membership, NetworkView, TokenView,
+};
 use pilot_wire::registry::{PublicKey, Signature};
 use pilot_wire::{Address, NodeId};
 use serde::{Deserialize, Serialize};
@@ -17,10 +21,16 @@ pub const MAX_NETWORKS: usize = 4096;
 pub const MAX_TOKENS: usize = 1024;
 /// Most invitations to one network that wait.
 pub const MAX_INVITATIONS: usize = 4096;
+/// Most invitations that wait for one node, or for one owner text.
+pub const MAX_INVITATIONS_EACH: usize = 256;
+/// Most invitations that wait, in all.
+pub const MAX_INVITATIONS_IN_ALL: usize = 262_144;
 /// Most networks that one node is in, beside the backbone.
 pub const MAX_MEMBERSHIPS: usize = 64;
 /// Most tags that a member gets.
 pub const MAX_MEMBER_TAGS: usize = 32;
+/// Longest tag of a member, in bytes.
+pub const MAX_MEMBER_TAG: usize = 256;
 /// Most rules of one network.
 pub const MAX_RULES: usize = 8;
 /// Longest configuration of one rule as JSON, in bytes.
@@ -121,7 +131,69 @@ pub struct Network {
     pub tokens: BTreeMap<String, Token>,
 }
 
+impl Token {
+    /// Without what its secret is checked by.
+    pub fn view(&self, network: u16) -> TokenView {
+        TokenView {
+            id: self.id.clone(),
+            network,
+            created: self.created,
+            expires: self.expires,
+            uses_left: self.uses_left,
+            tags: self.tags.clone(),
+        }
+    }
+}
+
+impl Invitation {
+    /// As it is shown; `name` is the network's.
+    pub fn view(&self, name: &str) -> InvitationView {
+        InvitationView {
+            id: self.id,
+            network: self.network,
+            name: name.to_owned(),
+            to: self.to.clone(),
+            from: self.from.map(|(node, _)| node),
+            key: self.from.map(|(_, key)| key),
+            signature: self.signature,
+            expires: self.expires,
+            tags: self.tags.clone(),
+        }
+    }
+}
+
 impl Network {
+    /// As `node` sees it; with the configuration of the rules if `whole`.
+    pub fn view(&self, node: Option<NodeId>, whole: bool) -> NetworkView {
+        let record = &self.record;
+        NetworkView {
+            id: record.id,
+            name: record.name.clone(),
+            members: self.members.len() as u64,
+            join_rule: record.join.label(),
+            join: whole.then(|| record.join.clone()),
+            broadcast: record.broadcast.clone(),
+            owner: record.owner,
+            created: record.created,
+            membership: node.and_then(|node| self.membership(node)),
+        }
+    }
+
+    /// A member's own view of its membership.
+    pub fn membership(&self, node: NodeId) -> Option<Membership> {
+        let member = self.members.get(&node)?;
+        Some(Membership {
+            network: self.record.id,
+            name: self.record.name.clone(),
+            address: self.address(node),
+            joined: member.joined,
+            expires: member.expires,
+            tags: member.tags.clone(),
+            external_identity: member.external_identity.clone(),
+            may_broadcast: self.may_broadcast(node),
+        })
+    }
+
     /// A member's address in it.
     pub const fn address(&self, node: NodeId) -> Address {
         Address { network: self.record.id, node }

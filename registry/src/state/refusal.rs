@@ -120,6 +120,14 @@ pub enum Refusal {
         /// What the rules said.
         reason: String,
     },
+    /// Too many joins are being judged.
+    #[error("{all} joins are being judged, or {of_node} of this node; no more at once")]
+    TooManyJoins {
+        /// At once.
+        all: u32,
+        /// At once, of one node.
+        of_node: u32,
+    },
     /// A token is used up, expired or revoked.
     #[error("the join token is used up, expired or revoked")]
     TokenGone,
@@ -168,7 +176,7 @@ impl Refusal {
             Self::KeyInUse => "key_in_use",
             Self::ProofRequired => "proof_required",
             Self::BadProof => "bad_proof",
-            Self::RateLimited => "rate_limited",
+            Self::RateLimited | Self::TooManyJoins { .. } => "rate_limited",
             Self::Full(_) => "registry_full",
             Self::OwnerTooLong => "owner_too_long",
             Self::BadHostname => "bad_hostname",
@@ -224,7 +232,7 @@ impl Refusal {
     }
 
     /// What to do about it, where there is something.
-    const fn hint(&self) -> Option<&'static str> {
+    fn hint(&self) -> Option<&'static str> {
         match self {
             Self::UnknownNode(_) => Some("register it, or wait until it registers again"),
             Self::BadSignature(_) => Some("check the identity file, or register again"),
@@ -233,6 +241,15 @@ impl Refusal {
             Self::HostnameTaken(_) => Some("choose another hostname"),
             Self::Private(_) => Some("both nodes must approve a handshake first"),
             Self::InboxFull(_) | Self::Storage => Some("try again later"),
+            Self::TooManyJoins { .. } => Some("try again in a moment"),
+            Self::AdminOnly("network_create") => {
+                Some("ask an administrator, or have them set network-creation to any")
+            }
+            Self::AdminOnly(_) => Some("send admin_token"),
+            Self::SessionRequired(_) => Some("open a session first, or send admin_token"),
+            Self::TokenGone => Some("ask the network's owner for another token"),
+            Self::InvitationGone => Some("ask to be invited again"),
+            Self::NotMember { .. } => Some("join the network first"),
             _ => None,
         }
     }

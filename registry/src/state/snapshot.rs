@@ -1,14 +1,12 @@
-//! The whole state as plain data, sorted, so that equal states give equal
-//! snapshots; and back, with every cross-reference checked.
-
-use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+//! Layout 1, the whole state as one JSON value, as versions before the rows
+//! stored it: read once, to become rows. Networks did not exist.
 
 use pilot_wire::NodeId;
 use pilot_wire::registry::{HandshakeAnswer, HandshakeRequest, PublicKey};
 use serde::{Deserialize, Serialize};
 
-use super::{KeyEntry, Node, NodeRecord, State, Stated};
+use super::trust::Sides;
+use super::{KeyEntry, Loading, NodeRecord, State, StateError};
 
 /// Layout of [`Snapshot`]; another one is refused.
 const VERSION: u32 = 1;
@@ -29,15 +27,6 @@ pub struct Snapshot {
     answers: Vec<(NodeId, Vec<HandshakeAnswer>)>,
 }
 
-#[cfg(test)]
-impl Snapshot {
-    /// This snapshot without the count of commands.
-    pub(crate) fn records(mut self) -> Self {
-        self.applied = 0;
-        self
-    }
-}
-
 /// Why a snapshot is no state.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -49,28 +38,46 @@ pub enum SnapshotError {
     Contradiction(String),
 }
 
+impl From<StateError> for SnapshotError {
+    fn from(e: StateError) -> Self {
+        match e {
+            StateError::Contradiction(problem) => Self::Contradiction(problem),
+            other => Self::Contradiction(other.to_string()),
+        }
+    }
+}
+
 impl State {
-    /// This state as data.
+    /// This state in layout 1, which knows neither networks nor revoked keys.
     pub fn snapshot(&self) -> Snapshot {
+        let (mut trust, mut withdrawn) = (Vec::new(), Vec::new());
+        for node in self.trust.nodes() {
+            for (peer, sides) in self.trust.of(node) {
+                if node < peer && sides.any(Sides::MUTUAL) {
+                    let (low, high) = (sides.has(Sides::STATES), sides.has(Sides::STATED));
+                    trust.push((node, peer, low, high));
+                }
+                if sides.has(Sides::WITHDREW) {
+                    withdrawn.push((node, peer));
+                }
+            }
+        }
+        let requests = self.inboxes.iter().filter(|(_, inbox)| !inbox.requests.is_empty());
+        let answers = self.inboxes.iter().filter(|(_, inbox)| !inbox.answers.is_empty());
         let mut snapshot = Snapshot {
             version: VERSION,
             applied: self.applied,
             next_node: self.next_node,
-            nodes: self.nodes.values().map(|n| n.record.clone()).collect(),
+            nodes: self.nodes.iter().map(|n| n.record.clone()).collect(),
             keys: self.keys.iter().map(|(k, e)| (*k, e.node, e.proven)).collect(),
-            owners: self.owners.iter().map(|(o, n)| (o.clone(), *n)).collect(),
-            trust: self.trust.iter().map(|((a, b), s)| (*a, *b, s.low, s.high)).collect(),
-            withdrawn: self.withdrawn.iter().copied().collect(),
-            requests: self.requests.iter().map(|(n, r)| (*n, r.clone())).collect(),
-            answers: self.answers.iter().map(|(n, a)| (*n, a.iter().cloned().collect())).collect(),
+            owners: self.owners.iter().map(|(o, n)| (o.to_string(), *n)).collect(),
+            trust,
+            withdrawn,
+            requests: requests.map(|(n, inbox)| (*n, inbox.requests.clone())).collect(),
+            answers: answers.map(|(n, i)| (*n, i.answers.iter().cloned().collect())).collect(),
         };
-        snapshot.nodes.sort_unstable_by_key(|n| n.id);
         snapshot.keys.sort_unstable();
         snapshot.owners.sort_unstable();
-        snapshot.trust.sort_unstable();
-        snapshot.withdrawn.sort_unstable();
-        snapshot.requests.sort_unstable_by_key(|(n, _)| *n);
-        snapshot.answers.sort_unstable_by_key(|(n, _)| *n);
         snapshot
     }
 }
@@ -82,51 +89,33 @@ impl TryFrom<Snapshot> for State {
         if snapshot.version != VERSION {
             return Err(SnapshotError::Version(snapshot.version));
         }
-        let mut nodes = HashMap::with_capacity(snapshot.nodes.len());
-        let mut hostnames = HashMap::new();
-        for record in snapshot.nodes {
-            let id = record.id;
-            let name = record.hostname.clone();
-            if id.0 == 0 || id.0 >= snapshot.next_node {
-                return Err(SnapshotError::Contradiction(format!("node {id} was never assigned")));
+        let mut loading = Loading::default();
+        loading.stands(snapshot.applied, snapshot.next_node);
+        snapshot.nodes.into_iter().try_for_each(|record| loading.node(record))?;
+        for (key, node, proven) in snapshot.keys {
+            loading.key(key, KeyEntry { node, proven, revoked: false })?;
+        }
+        for (owner, node) in snapshot.owners {
+            loading.owner(&owner, node)?;
+        }
+        for (a, b, low, high) in snapshot.trust {
+            if low {
+                loading.stated(a, b)?;
             }
-            if !name.is_empty() && hostnames.insert(name, id).is_some() {
-                let problem = format!("hostname {:?} belongs to two nodes", record.hostname);
-                return Err(SnapshotError::Contradiction(problem));
-            }
-            let node = Node { record, seen: AtomicU64::new(0) };
-            if nodes.insert(id, node).is_some() {
-                return Err(SnapshotError::Contradiction(format!("node {id} stands twice")));
+            if high {
+                loading.stated(b, a)?;
             }
         }
-        let keys: HashMap<_, _> = snapshot
-            .keys
-            .into_iter()
-            .map(|(k, node, proven)| (k, KeyEntry { node, proven }))
-            .collect();
-        for node in nodes.values() {
-            if keys.get(&node.record.key).map(|e| e.node) != Some(node.record.id) {
-                let problem = format!("the key of node {} is not indexed", node.record.id);
-                return Err(SnapshotError::Contradiction(problem));
-            }
+        // A node could once withdraw trust from itself, which says nothing.
+        for (by, peer) in snapshot.withdrawn.into_iter().filter(|(by, peer)| by != peer) {
+            loading.withdrawn(by, peer)?;
         }
-        Ok(Self {
-            applied: snapshot.applied,
-            next_node: snapshot.next_node,
-            nodes,
-            keys,
-            owned: snapshot.owners.iter().map(|(o, n)| (*n, o.clone())).collect(),
-            owners: snapshot.owners.into_iter().collect(),
-            hostnames,
-            trust: snapshot
-                .trust
-                .into_iter()
-                .map(|(a, b, low, high)| ((a, b), Stated { low, high }))
-                .collect(),
-            withdrawn: snapshot.withdrawn.into_iter().collect(),
-            requests: snapshot.requests.into_iter().collect(),
-            answers: snapshot.answers.into_iter().map(|(n, a)| (n, a.into())).collect(),
-            ..Self::default()
-        })
+        for (node, requests) in snapshot.requests.into_iter().filter(|(_, r)| !r.is_empty()) {
+            loading.requests(node, requests)?;
+        }
+        for (node, answers) in snapshot.answers.into_iter().filter(|(_, a)| !a.is_empty()) {
+            loading.answers(node, answers.into())?;
+        }
+        Ok(loading.check()?)
     }
 }

@@ -2,6 +2,9 @@
 //! in this process, or as the real binary.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod session;
+pub(crate) mod view;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};

@@ -8,6 +8,7 @@ mod exchange;
 mod frames;
 mod mutations;
 mod net;
+mod networks;
 mod paths;
 mod streams;
 mod trust;

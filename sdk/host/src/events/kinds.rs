@@ -375,6 +375,54 @@ happenings! {
         /// Where the last one came from, IP address and port.
         source: String,
     }
+    /// A record of a registry's audit log, as it stands in the chain of hashes.
+    /// It may come again after a restart; `seq` tells. What is absent in the
+    /// record is an empty text or 0 here.
+    RegistryAudit = "registry.audit" {
+        /// Virtual address of who acted.
+        actor_address: String,
+        /// Who that is elsewhere.
+        actor_external_identity: String,
+        /// `node`, `admin`, `registry` or `unknown`.
+        actor_kind: String,
+        /// The administrator's name.
+        actor_name: String,
+        /// The node that acted.
+        #[schemars(with = "u32")]
+        actor_node_id: NodeId,
+        /// Its owner.
+        actor_owner: String,
+        /// Its key, base64.
+        actor_public_key: String,
+        /// Why it was refused, for programs; empty when it was done.
+        code: String,
+        /// Number of the registry's command that the record tells of.
+        command: u64,
+        /// How many equal refusals it stands for.
+        count: u64,
+        /// What changed, or why not, in words.
+        detail: String,
+        /// Hash of this record, hex.
+        hash: String,
+        /// What it was about, as in `node 7`.
+        object: String,
+        /// What was asked for.
+        operation: String,
+        /// Hash of the record before, hex; zeros for the first.
+        previous: String,
+        /// The client's text, or one made for the request.
+        request_id: String,
+        /// `allowed` or `denied`.
+        result: String,
+        /// The rule that decided.
+        rule: String,
+        /// Number of the record, from 1, without gaps.
+        seq: u64,
+        /// Host and port that the request came from; empty for the registry itself.
+        source: String,
+        /// When, Unix seconds.
+        time: u64,
+    }
     /// A tunnel is gone: the peer ended it, or was silent for too long.
     TunnelLost = "tunnel.lost" {
         /// The peer.

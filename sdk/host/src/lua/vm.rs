@@ -123,8 +123,10 @@ impl Vm {
     /// Begins to ask the rule; none if the script is none.
     pub(super) fn begin_validate(&self, r: &JoinRequest) -> Option<Result<Running, ScriptError>> {
         let validate = self.functions.validate.as_ref()?;
-        let proof = match value::from_json(&self.lua, &r.proof) {
-            Ok(proof) => proof,
+        let of = |json| value::from_json(&self.lua, json);
+        let values = of(&r.proof).and_then(|proof| Ok((proof, of(&r.config)?, of(&r.kept)?)));
+        let (proof, config, kept) = match values {
+            Ok(values) => values,
             Err(error) => return Some(Err(self.failed(&error, None))),
         };
         // Milliseconds since 1970 are far below 2^53.
@@ -142,6 +144,8 @@ impl Vm {
             r.hostname.as_str(),
             r.tags.as_slice(),
             proof,
+            config,
+            kept,
             r.source.as_str(),
             at_ms,
         );

@@ -505,6 +505,36 @@ fn a_verdict_has_all_its_parts() {
 }
 
 #[test]
+fn a_rule_sees_what_the_network_says_and_what_is_kept() {
+    let rule = "return { kind = 'rule', validate = function(r)
+      if r.config == nil and r.kept == nil then return false, 'told nothing' end
+      local token = r.kept.tokens[1]
+      if sha256(token.salt .. r.proof) ~= token.hash then return false, 'wrong' end
+      return { allow = true, tags = r.config.tags, uses = token.id }
+    end }";
+    let script = run(rule, Value::Null, &[]);
+    let ask = |config: Value, kept: Value| {
+        let mut request = request("test");
+        (request.proof, request.config, request.kept) = (json!("word"), config, kept);
+        wait(script.instance.validate(request)).unwrap()
+    };
+    assert_eq!(ask(Value::Null, Value::Null), Verdict::deny("told nothing"));
+    // SHA-256 of "saltword".
+    let hash = "0bdb89f3e2a6423e0aa6840d1f81e4100a631ef66eca2ae0d03fb9a4ce3b25f5";
+    let kept = |hash: &str| json!({"tokens": [{"id": "t1", "salt": "salt", "hash": hash}]});
+    assert_eq!(ask(json!({"tags": []}), kept("00")), Verdict::deny("wrong"));
+    assert_eq!(
+        ask(json!({"tags": ["a"]}), kept(hash)),
+        Verdict::Allow {
+            tags: vec!["a".into()],
+            expires_at_ms: None,
+            external_identity: None,
+            uses: Some("t1".into()),
+        }
+    );
+}
+
+#[test]
 fn a_delivery_has_all_its_parts() {
     let sink = "return { kind = 'sink', max_batch = 10, deliver = function(events)
       local e = events[1]

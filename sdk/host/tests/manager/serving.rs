@@ -131,6 +131,8 @@ fn request(rule: &str, owner: &str) -> JoinRequest {
         proof: Value::Null,
         source: String::new(),
         at_ms: 0,
+        config: serde_json::Value::Null,
+        kept: serde_json::Value::Null,
     }
 }
 
