@@ -77,8 +77,11 @@ fn a_session_is_told_how_things_stand_and_what_changes() {
         let heartbeat = json!({"type": "heartbeat", "node_id": a});
         assert_eq!(session.ask(&heartbeat)["type"], "heartbeat_ok");
         let signature = c_key.sign(&format!("handshake:{c}:{a}"));
-        ok(&mut other, json!({"type": "request_handshake", "from_node_id": c, "to_node_id": a,
-                              "signature": signature}));
+        ok(
+            &mut other,
+            json!({"type": "request_handshake", "from_node_id": c, "to_node_id": a,
+                              "signature": signature}),
+        );
         session.until("the handshake comes", |v| v.handshakes);
         let polled = session.ask(&json!({"type": "poll_handshakes", "node_id": a}));
         assert_eq!(polled["requests"][0]["from_node_id"], c);

@@ -37,7 +37,11 @@ struct Client {
 /// What can happen. Numbers are reduced to what there is.
 #[derive(Clone, Debug)]
 enum Step {
-    Register { node: u8, owner: u8, proven: bool },
+    Register {
+        node: u8,
+        owner: u8,
+        proven: bool,
+    },
     Deregister(u8),
     Public(u8, bool),
     Tags(u8, u8),
@@ -51,26 +55,49 @@ enum Step {
     Create(u8),
     Broadcast(u8, u8),
     Delete(u8),
-    Join { node: u8, network: u8, tag: u8, expires: u8 },
+    Join {
+        node: u8,
+        network: u8,
+        tag: u8,
+        expires: u8,
+    },
     Leave(u8, u8),
-    Invite { network: u8, to: u8, owner: bool },
+    Invite {
+        network: u8,
+        to: u8,
+        owner: bool,
+    },
     Decline(u8),
     RevokeNode(u8),
     Pass(u8),
     Follow,
-    Open { node: u8, watched: u8 },
-    Watch { node: u8, add: u8, remove: u8 },
+    Open {
+        node: u8,
+        watched: u8,
+    },
+    Watch {
+        node: u8,
+        add: u8,
+        remove: u8,
+    },
     /// Takes at most so many bytes at a time, and loses the connection before
     /// the last `lost` frames.
-    Take { node: u8, limit: u16, lost: Option<u8> },
+    Take {
+        node: u8,
+        limit: u16,
+        lost: Option<u8>,
+    },
     Close(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let node = || 0..NODES;
     prop_oneof![
-        (node(), 0..3u8, any::<bool>())
-            .prop_map(|(node, owner, proven)| Step::Register { node, owner, proven }),
+        (node(), 0..3u8, any::<bool>()).prop_map(|(node, owner, proven)| Step::Register {
+            node,
+            owner,
+            proven
+        }),
         node().prop_map(Step::Deregister),
         (node(), any::<bool>()).prop_map(|(n, public)| Step::Public(n, public)),
         (node(), any::<u8>()).prop_map(|(n, tag)| Step::Tags(n, tag)),
@@ -92,8 +119,11 @@ fn step() -> impl Strategy<Value = Step> {
             Step::Join { node, network, tag, expires }
         }),
         (node(), 0..3u8).prop_map(|(n, network)| Step::Leave(n, network)),
-        (0..3u8, node(), any::<bool>())
-            .prop_map(|(network, to, owner)| Step::Invite { network, to, owner }),
+        (0..3u8, node(), any::<bool>()).prop_map(|(network, to, owner)| Step::Invite {
+            network,
+            to,
+            owner
+        }),
         any::<u8>().prop_map(Step::Decline),
         node().prop_map(Step::RevokeNode),
         (1..10u8).prop_map(Step::Pass),
@@ -101,8 +131,11 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::Follow),
         (node(), any::<u8>()).prop_map(|(node, watched)| Step::Open { node, watched }),
         (node(), any::<u8>()).prop_map(|(node, watched)| Step::Open { node, watched }),
-        (node(), any::<u8>(), any::<u8>())
-            .prop_map(|(node, add, remove)| Step::Watch { node, add, remove }),
+        (node(), any::<u8>(), any::<u8>()).prop_map(|(node, add, remove)| Step::Watch {
+            node,
+            add,
+            remove
+        }),
         (node(), 1..2000u16, proptest::option::of(0..4u8))
             .prop_map(|(node, limit, lost)| Step::Take { node, limit, lost }),
         node().prop_map(Step::Close),
@@ -210,8 +243,11 @@ impl World {
                 self.names += 1;
                 let name = format!("network-{}", self.names);
                 let (join, broadcast) = (JoinPolicy::of("open"), BroadcastRight::Owner);
-                self.signed(n, |by| {
-                    Op::CreateNetwork { by: Actor::Node(by), name, join, broadcast }
+                self.signed(n, |by| Op::CreateNetwork {
+                    by: Actor::Node(by),
+                    name,
+                    join,
+                    broadcast,
                 });
             }
             Step::Broadcast(network, right) => {
