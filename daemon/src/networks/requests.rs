@@ -16,10 +16,12 @@ use crate::control::{CallError, RegistryError};
 const STATUS: &str = "network_status";
 
 impl Networks {
-    /// Answers a request: a JSON object with its `type`.
+    /// Answers a request: a JSON object with its `type`. What the registry says is
+    /// the answer, also when it refuses: its code and hint are of use to whoever
+    /// asked.
     ///
     /// # Errors
-    /// When it is malformed, the registry refuses it, or there is no session.
+    /// When it is malformed, or the registry cannot be asked.
     pub async fn request(&self, body: &[u8]) -> Result<Value, CallError> {
         let name = kind(body).map_err(|problem| malformed("registry", problem))?;
         if name == STATUS {
@@ -31,11 +33,16 @@ impl Networks {
         let mut envelope = Envelope::parse(body).map_err(|e| malformed(&name, e))?;
         let failed = |e: RegistryError| CallError::new(e.code(), &name, e.with_hint());
         self.member.need_session().map_err(failed)?;
-        self.complete(&mut envelope).await.map_err(failed)?;
+        if let Err(e) = self.complete(&mut envelope).await {
+            return refused(e).map_err(failed);
+        }
         let Some(expected) = expected(&envelope.request) else {
             return Err(malformed(&name, "only the daemon itself opens sessions"));
         };
-        let answer = self.member.call_extended(&envelope, expected).await.map_err(failed)?;
+        let answer = match self.member.call_extended(&envelope, expected).await {
+            Ok(answer) => answer,
+            Err(e) => return refused(e).map_err(failed),
+        };
         self.note(&envelope, &answer).await;
         Ok(answer)
     }
@@ -93,6 +100,14 @@ impl Networks {
             }
             _ => {}
         }
+    }
+}
+
+/// A refusal as the registry worded it; what is none stays an error.
+fn refused(error: RegistryError) -> Result<Value, RegistryError> {
+    match error {
+        RegistryError::Refused(reply) => Ok(json!(reply)),
+        error => Err(error),
     }
 }
 
