@@ -16,10 +16,11 @@ use crate::control::{CallError, RegistryError};
 const STATUS: &str = "network_status";
 
 impl Networks {
-    /// Answers a request: a JSON object with its `type`.
+    /// Answers a request: a JSON object with its `type`. That the registry
+    /// refuses is an answer as well: its own, with code and hint.
     ///
     /// # Errors
-    /// When it is malformed, the registry refuses it, or there is no session.
+    /// When it is malformed, or there is no session.
     pub async fn request(&self, body: &[u8]) -> Result<Value, CallError> {
         let name = kind(body).map_err(|problem| malformed("registry", problem))?;
         if name == STATUS {
@@ -29,14 +30,27 @@ impl Networks {
             return Err(malformed(&name, "there is no such request"));
         }
         let mut envelope = Envelope::parse(body).map_err(|e| malformed(&name, e))?;
-        let failed = |e: RegistryError| CallError::new(e.code(), &name, e.with_hint());
-        self.member.need_session().map_err(failed)?;
-        self.complete(&mut envelope).await.map_err(failed)?;
         let Some(expected) = expected(&envelope.request) else {
             return Err(malformed(&name, "only the daemon itself opens sessions"));
         };
-        let answer = self.member.call_extended(&envelope, expected).await.map_err(failed)?;
-        self.note(&envelope, &answer).await;
+        match self.ask(&mut envelope, expected).await {
+            Ok(answer) => Ok(answer),
+            Err(RegistryError::Refused(reply)) => {
+                serde_json::to_value(&reply).map_err(|e| malformed(&name, e))
+            }
+            Err(e) => Err(CallError::new(e.code(), &name, e)),
+        }
+    }
+
+    async fn ask(
+        &self,
+        envelope: &mut Envelope,
+        expected: &'static str,
+    ) -> Result<Value, RegistryError> {
+        self.member.need_session()?;
+        self.complete(envelope).await?;
+        let answer = self.member.call_extended(envelope, expected).await?;
+        self.note(envelope, &answer).await;
         Ok(answer)
     }
 
