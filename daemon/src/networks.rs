@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pilot_wire::NodeId;
 use pilot_wire::registry::network::{InvitationView, Membership};
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use permits::Permits;
 pub use proof::Environment;
@@ -37,6 +37,9 @@ use crate::state::Store;
 /// News for the task; beyond it who brings them waits. The task itself waits
 /// for nothing but the loop.
 const NEWS: usize = 256;
+/// Peers that the registry is asked about at once; others wait. There are no
+/// more than are watched.
+const RECHECKS: usize = 8;
 
 /// What networks are kept with.
 pub struct NetworksParts {
@@ -70,6 +73,7 @@ pub struct Networks {
     news: mpsc::Sender<News>,
     shared: Arc<Mutex<Published>>,
     recipients: Arc<tokio::sync::Mutex<Recipients>>,
+    rechecks: Arc<Semaphore>,
 }
 
 /// The end of a [`Networks`] that [`NetworksInbox::run`] serves.
@@ -118,6 +122,7 @@ pub fn channel(parts: NetworksParts) -> (Networks, NetworksInbox) {
         news,
         shared: Arc::clone(&shared),
         recipients: Arc::default(),
+        rechecks: Arc::new(Semaphore::new(RECHECKS)),
     };
     let task = Task::new(parts, watched, shared);
     (networks, NetworksInbox { task, news: receiver })
@@ -170,6 +175,28 @@ impl Networks {
     pub(crate) async fn shares(&self, node: NodeId, networks: Vec<u16>) {
         let shared = self.permits.set_shared(node, &networks).await;
         self.store.set_shared(node, &shared);
+    }
+
+    /// A peer is not registered now. Most likely it is away for a moment; but
+    /// one that an administrator shut out is not in its networks any more.
+    pub(crate) fn recheck(&self, node: NodeId) {
+        let networks = self.clone();
+        tokio::spawn(async move {
+            let shared = networks.permits.shared(node).await;
+            if shared.is_empty() {
+                return;
+            }
+            // An error would mean that it was closed, which nobody does.
+            let _turn = networks.rechecks.acquire().await;
+            let mut gone = Vec::new();
+            for network in shared {
+                if let Ok(false) = networks.has_member(network, node).await {
+                    gone.push(network);
+                }
+            }
+            let left = networks.permits.drop_shared(node, &gone).await;
+            networks.store.set_shared(node, &left);
+        });
     }
 
     /// All memberships, as the registry has them; `renewed` when its state is

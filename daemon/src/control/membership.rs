@@ -306,6 +306,7 @@ impl Membership {
                     networks.resumed().await;
                 }
                 tracing::info!(resumed = opened.resumed, "session with the registry");
+                networks.watched().tell();
                 self.status.send_modify(|s| s.session = "open");
                 return;
             }

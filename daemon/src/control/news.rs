@@ -133,8 +133,7 @@ impl Listener {
     async fn peer(&mut self, view: PeerView) {
         let node = view.node_id;
         if !view.registered {
-            // It may be away for a moment, or its registry.
-            return;
+            return self.parts.networks.recheck(node);
         }
         if let Some(key) = view.public_key {
             self.key(node, key.0).await;

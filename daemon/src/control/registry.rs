@@ -100,8 +100,7 @@ impl RegistryError {
             Some("unknown_node" | "unknown_hostname" | "unknown_network" | "no_trust") => {
                 ErrorCode::NOT_FOUND
             }
-            Some("unknown_invitation" | "not_a_member" | "unknown_token") => ErrorCode::NOT_FOUND,
-            Some("join_denied" | "not_allowed" | "unauthorized") => ErrorCode::REFUSED,
+            Some("not_member" | "not_admitted" | "not_owner" | "admin_only") => ErrorCode::REFUSED,
             Some("hostname_taken" | "key_in_use") => ErrorCode::ALREADY_EXISTS,
             Some("rate_limited" | "registry_full" | "inbox_full") => ErrorCode::LIMIT,
             Some("private") => ErrorCode::UNTRUSTED,
@@ -116,17 +115,9 @@ impl RegistryError {
         Self::Refused(ErrorReply {
             error: "request failed".to_owned(),
             code: Some("unknown_network".to_owned()),
-            message: Some(format!("there is no network {name}")),
+            message: Some(format!("there is no network {name:?}")),
             hint: None,
         })
-    }
-
-    /// With what to do about it, where the registry says so.
-    pub(crate) fn with_hint(&self) -> String {
-        match self {
-            Self::Refused(ErrorReply { hint: Some(hint), .. }) => format!("{self} ({hint})"),
-            _ => self.to_string(),
-        }
     }
 
     /// Whether the registry itself said no.

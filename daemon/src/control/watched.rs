@@ -59,6 +59,11 @@ impl Watched {
         self.changed.notify_one();
     }
 
+    /// There is a session: what came while it was opened is told.
+    pub(crate) fn tell(&self) {
+        self.changed.notify_one();
+    }
+
     /// All of them, for a new session.
     pub(crate) fn take_all(&self) -> Vec<NodeId> {
         let mut inner = self.lock();

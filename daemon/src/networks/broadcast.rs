@@ -135,6 +135,19 @@ impl Networks {
         Ok(members)
     }
 
+    /// Whether a node is a member, registered or not.
+    pub(super) async fn has_member(
+        &self,
+        network: u16,
+        node: NodeId,
+    ) -> Result<bool, RegistryError> {
+        self.member.need_session()?;
+        let (network, after) = (NetworkRef::Id(network), NodeId(node.0.saturating_sub(1)));
+        let request = Extended::NetworkMembers { network, after, limit: 1 };
+        let page: Members = self.member.extended(request).await?;
+        Ok(page.members.first().is_some_and(|m| m.node_id == node))
+    }
+
     /// Those that are registered now, this node left out; a few more than the
     /// bound when they are too many.
     async fn ask_members(&self, network: u16) -> Result<Vec<NodeId>, RegistryError> {

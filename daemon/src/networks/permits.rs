@@ -69,6 +69,20 @@ impl Permits {
         self.share(node, networks, false).await
     }
 
+    /// The networks that a peer shares with this node.
+    pub async fn shared(&self, node: NodeId) -> BTreeSet<u16> {
+        let inner = self.inner.lock().await;
+        inner.peers.get(&node).map(|reasons| reasons.networks.clone()).unwrap_or_default()
+    }
+
+    /// A peer is not in these networks. Returns those that it still shares.
+    pub async fn drop_shared(&self, node: NodeId, networks: &[u16]) -> BTreeSet<u16> {
+        let mut inner = self.inner.lock().await;
+        let leave = |reasons: &mut Reasons| reasons.networks.retain(|n| !networks.contains(n));
+        self.change(&mut inner, node, leave).await;
+        inner.peers.get(&node).map(|reasons| reasons.networks.clone()).unwrap_or_default()
+    }
+
     async fn share(&self, node: NodeId, networks: &[u16], all: bool) -> BTreeSet<u16> {
         let mut inner = self.inner.lock().await;
         let mut shared: BTreeSet<u16> =

@@ -16,12 +16,11 @@ use crate::control::{CallError, RegistryError};
 const STATUS: &str = "network_status";
 
 impl Networks {
-    /// Answers a request: a JSON object with its `type`. What the registry says is
-    /// the answer, also when it refuses: its code and hint are of use to whoever
-    /// asked.
+    /// Answers a request: a JSON object with its `type`. That the registry
+    /// refuses is an answer as well: its own, with code and hint.
     ///
     /// # Errors
-    /// When it is malformed, or the registry cannot be asked.
+    /// When it is malformed, or there is no session.
     pub async fn request(&self, body: &[u8]) -> Result<Value, CallError> {
         let name = kind(body).map_err(|problem| malformed("registry", problem))?;
         if name == STATUS {
@@ -31,19 +30,27 @@ impl Networks {
             return Err(malformed(&name, "there is no such request"));
         }
         let mut envelope = Envelope::parse(body).map_err(|e| malformed(&name, e))?;
-        let failed = |e: RegistryError| CallError::new(e.code(), &name, e.with_hint());
-        self.member.need_session().map_err(failed)?;
-        if let Err(e) = self.complete(&mut envelope).await {
-            return refused(e).map_err(failed);
-        }
         let Some(expected) = expected(&envelope.request) else {
             return Err(malformed(&name, "only the daemon itself opens sessions"));
         };
-        let answer = match self.member.call_extended(&envelope, expected).await {
-            Ok(answer) => answer,
-            Err(e) => return refused(e).map_err(failed),
-        };
-        self.note(&envelope, &answer).await;
+        match self.ask(&mut envelope, expected).await {
+            Ok(answer) => Ok(answer),
+            Err(RegistryError::Refused(reply)) => {
+                serde_json::to_value(&reply).map_err(|e| malformed(&name, e))
+            }
+            Err(e) => Err(CallError::new(e.code(), &name, e)),
+        }
+    }
+
+    async fn ask(
+        &self,
+        envelope: &mut Envelope,
+        expected: &'static str,
+    ) -> Result<Value, RegistryError> {
+        self.member.need_session()?;
+        self.complete(envelope).await?;
+        let answer = self.member.call_extended(envelope, expected).await?;
+        self.note(envelope, &answer).await;
         Ok(answer)
     }
 
@@ -100,14 +107,6 @@ impl Networks {
             }
             _ => {}
         }
-    }
-}
-
-/// A refusal as the registry worded it; what is none stays an error.
-fn refused(error: RegistryError) -> Result<Value, RegistryError> {
-    match error {
-        RegistryError::Refused(reply) => Ok(json!(reply)),
-        error => Err(error),
     }
 }
 

@@ -228,6 +228,11 @@ async fn requests_of_applications_go_to_the_registry_and_count_at_once() {
     assert_eq!(status["networks"][0]["state"], "joined");
     ask(json!({"type": "network_leave", "network": "lab"})).await.unwrap();
     assert_eq!(rig.networks.ours(&[LAB]), [0; 0]);
+    mock.state().answers.insert("network_delete".into(), denied("you are not its owner"));
+    let answer = ask(json!({"type": "network_delete", "network": 5})).await.unwrap();
+    assert_eq!(answer, denied("you are not its owner"), "a refusal is an answer");
+    let answer = ask(json!({"type": "invite", "network": "no", "to": {"node": 3}, "expires": 9}));
+    assert_eq!(answer.await.unwrap()["code"], "unknown_network");
     let refused = [
         (json!({"type": "network_fly"}), "no such request"),
         (json!({"type": "session_challenge"}), "only the daemon"),
@@ -333,4 +338,34 @@ async fn a_start_joins_what_was_lost_meanwhile() {
         Setting { wanted: vec![wanted(&[])], prepare: Box::new(known), ..Setting::default() };
     let rig = rig_of(&mock, setting);
     until("joined", || mock.count("network_join") == 1 && status(&rig)["state"] == "joined").await;
+}
+
+/// A peer that is not registered may be back in a moment, unless it was shut
+/// out: then it is in no network any more.
+#[tokio::test]
+async fn an_unregistered_peer_stays_permitted_while_it_is_a_member() {
+    let mock = registry(&[membership(None)]).await;
+    let members = |node: u32| json!({"members": [{"node_id": node, "address": "5:0005.0000.0009", "joined": 1}]});
+    mock.state().answers.insert("network_members".into(), members(PEER.0));
+    let rig = rig_of(&mock, Setting::default());
+    until("in it", || rig.orders().contains(&"in [5]".to_owned())).await;
+    let view = |registered: bool| {
+        let mut view = json!({"kind": "peer", "node_id": PEER, "registered": registered});
+        if registered {
+            view["public_key"] = key(9).into();
+            view["shared_networks"] = json!([LAB]);
+        }
+        view
+    };
+    mock.push(2, view(true));
+    until("permitted", || rig.orders().contains(&format!("{PEER} Trusted"))).await;
+    mock.push(3, view(false));
+    until("asked", || mock.count("network_members") == 1).await;
+    let asked = mock.last("network_members").unwrap();
+    assert_eq!((&asked["after"], &asked["limit"]), (&json!(8), &json!(1)));
+    mock.state().answers.insert("network_members".into(), members(PEER.0 + 1));
+    mock.push(4, view(false));
+    until("shut out", || rig.orders().last() == Some(&format!("{PEER} Stranger"))).await;
+    assert_eq!(rig.orders().iter().filter(|o| **o == format!("{PEER} Stranger")).count(), 1);
+    until("forgotten", || rig.store.shared().is_empty()).await;
 }
