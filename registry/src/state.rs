@@ -69,7 +69,7 @@ pub struct State {
     next_network: u16,
     next_invitation: u64,
     nodes: nodes::Nodes,
-    keys: BTreeMap<PublicKey, KeyEntry>,
+    keys: HashMap<PublicKey, KeyEntry>,
     /// The other way round, for nodes that are not registered now.
     absent: BTreeMap<NodeId, PublicKey>,
     /// Nodes whose key is revoked.
@@ -97,7 +97,7 @@ impl Default for State {
             next_network: 1,
             next_invitation: 1,
             nodes: nodes::Nodes::default(),
-            keys: BTreeMap::new(),
+            keys: HashMap::new(),
             absent: BTreeMap::new(),
             revoked: BTreeSet::new(),
             owners: HashMap::new(),
