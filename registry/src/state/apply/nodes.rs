@@ -44,7 +44,7 @@ impl State {
         if rekeyed {
             self.changed(Change::Key(id));
         }
-        let newly_owned = self.proven_owner(id).is_some() != had_proven_owner;
+        let newly_owned = !had_proven_owner && self.proven_owner(id).is_some();
         if visible || renamed || newly_owned {
             self.changed(Change::Node(id));
         }

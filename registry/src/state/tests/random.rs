@@ -151,7 +151,13 @@ fn differences(before: &View, after: &View, by: Option<NodeId>) -> BTreeSet<Stri
             let node = v.nodes.get(&id);
             node.map(|n| (n.key, n.endpoint, n.hostname.clone(), n.public, n.tags.clone()))
         };
-        if seen(before) != seen(after) {
+        // For whom invitations of an owner are.
+        let owned = |v: &View| {
+            let owned = v.nodes.get(&id).is_some_and(|n| !n.owner.is_empty());
+            owned && v.keys.get(&id).is_some_and(|k| k.proven)
+        };
+        let newly_owned = !owned(before) && owned(after);
+        if seen(before) != seen(after) || newly_owned {
             tell(Change::Node(id));
         }
         let good = |v: &View| v.keys.get(&id).map(|k| (k.key, k.revoked));
