@@ -154,11 +154,8 @@ fn run(
             next = if commands.len() < MAX_BATCH { queue.try_recv().ok() } else { None };
         }
         let first = read(state).applied() + 1;
-        let stored = if audit.is_healthy() {
-            log.append(first, &commands).map_err(|e| e.to_string())
-        } else {
-            Err("the audit log cannot be written".to_owned())
-        };
+        let stored =
+            if audit.is_healthy() { log.append(first, &commands).map_err(Some) } else { Err(None) };
         let mut outcomes = match stored {
             Ok(()) => {
                 let wanted = events.wanted();
@@ -177,8 +174,8 @@ fn run(
                 apply(state, &commands, each)
             }
             Err(e) => {
-                complaints.refused(commands.len(), &e);
-                end = Some(e).filter(StoreError::ends_the_log);
+                complaints.refused(commands.len(), e.as_ref());
+                end = e.filter(StoreError::ends_the_log);
                 vec![Err(Refusal::Storage); commands.len()]
             }
         }
@@ -207,10 +204,13 @@ struct Complaints {
 }
 
 impl Complaints {
-    fn refused(&mut self, count: usize, e: &StoreError) {
+    /// Without an error of the command log it is the audit log that fails.
+    fn refused(&mut self, count: usize, e: Option<&StoreError>) {
         self.unsaid += count;
-        if e.ends_the_log() || self.last.is_none_or(|last| last.elapsed() >= COMPLAINT) {
-            tracing::error!("{} requests refused: {e}", std::mem::take(&mut self.unsaid));
+        let last = e.is_some_and(StoreError::ends_the_log);
+        if last || self.last.is_none_or(|last| last.elapsed() >= COMPLAINT) {
+            let why = e.map_or("the audit log cannot be written".to_owned(), ToString::to_string);
+            tracing::error!("{} requests refused: {why}", std::mem::take(&mut self.unsaid));
             self.last = Some(Instant::now());
         }
     }
