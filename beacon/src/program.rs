@@ -28,9 +28,7 @@ fn start<F>(program: &Program, serve: impl FnOnce(Settings) -> F) -> anyhow::Res
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let args = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned());
-    let env = |name: &str| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned());
-    let settings = match Settings::load(program, args, env)? {
+    let settings = match load(program)? {
         Invocation::Run(settings) => settings,
         Invocation::Print(text) => {
             std::io::stdout().write_all(text.as_bytes())?;
@@ -40,6 +38,16 @@ where
     start_logging(&settings)?;
     raise_open_files();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(settings))
+}
+
+/// What this process was told, with the file as it is now.
+///
+/// # Errors
+/// When a flag or key is unknown or malformed, or the file unreadable.
+pub fn load(program: &Program) -> Result<Invocation, SettingsError> {
+    let args = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned());
+    let env = |name: &str| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned());
+    Settings::load(program, args, env)
 }
 
 /// Lifts the soft limit of open files to the hard one: every connection is one.
@@ -107,6 +115,13 @@ impl Ready {
     #[must_use]
     pub fn addr(mut self, key: &str, addr: SocketAddr) -> Self {
         self.0.insert(key.to_owned(), addr.to_string().into());
+        self
+    }
+
+    /// Adds a text.
+    #[must_use]
+    pub fn text(mut self, key: &str, text: impl Into<String>) -> Self {
+        self.0.insert(key.to_owned(), text.into().into());
         self
     }
 

@@ -176,6 +176,16 @@ pub enum Invocation {
     Print(String),
 }
 
+impl Invocation {
+    /// The settings, unless something is only printed.
+    pub fn settings(self) -> Option<Settings> {
+        match self {
+            Self::Run(settings) => Some(settings),
+            Self::Print(_) => None,
+        }
+    }
+}
+
 /// Values of all keys of a program, not yet parsed.
 #[derive(Clone, Debug)]
 pub struct Settings {

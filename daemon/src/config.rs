@@ -2,6 +2,7 @@
 //! it means.
 
 mod keys;
+mod networks;
 mod raw;
 mod values;
 
@@ -10,11 +11,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pilot_host::Settings;
+use pilot_tls::Pin;
 use pilot_wire::ipc::Congestion;
 
 use crate::plugins::DEFAULTS;
 
 pub use keys::PROGRAM;
+pub use networks::{Proof, WantedNetwork};
 pub use raw::{ConfigError, Invocation, RawConfig};
 
 /// Form of the logs on standard error.
@@ -31,6 +34,10 @@ pub enum LogFormat {
 pub struct Config {
     /// Registry as host:port.
     pub registry: Option<String>,
+    /// SHA-256 of the registry's certificate; none for no TLS.
+    pub registry_pin: Option<Pin>,
+    /// Networks to join and stay in.
+    pub networks: Vec<WantedNetwork>,
     /// Beacon as host:port.
     pub beacon: Option<String>,
     /// UDP address of tunnels.
@@ -112,6 +119,8 @@ impl TryFrom<&RawConfig> for Config {
                 .ok_or_else(|| raw.refuse("data", "is needed, since HOME is not set"))?,
         };
         let config = Self {
+            registry_pin: registry_pin(raw)?,
+            networks: raw.networks().to_vec(),
             listen: listen.unwrap_or_else(|| SocketAddr::from((default_listen, 0))),
             endpoint: raw.host_port("endpoint")?,
             socket: raw.path("socket")?.ok_or_else(|| raw.refuse("socket", "is empty"))?,
@@ -187,15 +196,28 @@ fn refuse_unsupported(raw: &RawConfig) -> Result<(), ConfigError> {
         let problem = "is false, but tunnels are always encrypted here; remove the key";
         return Err(raw.refuse("encrypt", problem));
     }
-    if raw.flag("registry-tls")? {
-        let problem = "is true, but TLS to the registry is not supported yet; remove the key";
-        return Err(raw.refuse("registry-tls", problem));
-    }
-    let key = "registry-fingerprint";
-    if !raw.text(key).is_empty() {
-        return Err(raw.refuse(key, "is not supported yet; remove the key"));
-    }
     Ok(())
+}
+
+/// The certificate that the registry must show. A fingerprint without TLS would
+/// look like protection and be none.
+fn registry_pin(raw: &RawConfig) -> Result<Option<Pin>, ConfigError> {
+    const FINGERPRINT: &str = "registry-fingerprint";
+    let text = raw.text(FINGERPRINT);
+    match (raw.flag("registry-tls")?, text.is_empty()) {
+        (false, true) => Ok(None),
+        (false, false) => {
+            let problem = "is given, but registry-tls is not true; set it, or remove the key";
+            Err(raw.refuse(FINGERPRINT, problem))
+        }
+        (true, true) => {
+            let problem = "is true, but registry-fingerprint is missing: without it anybody could \
+                           be the registry. The registry prints its fingerprint when it starts \
+                           (SHA-256 of its certificate in hex)";
+            Err(raw.refuse("registry-tls", problem))
+        }
+        (true, false) => text.parse().map(Some).map_err(|e| raw.refuse(FINGERPRINT, e)),
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,19 @@
 //! The control plane: everything this node says to its registry.
 //!
 //! It knows nothing of packets; the loop hands it questions and gets answers
-//! as [`ControlEvent`]. Two tasks: `membership` joins and stays joined,
-//! `lookups` answers questions about peers and runs commands.
+//! as [`ControlEvent`]. `membership` joins and stays joined, and opens the
+//! session on which `news` hears what the registry says by itself; `lookups`
+//! answers questions about peers and runs commands; `watched` keeps which peers
+//! the session tells of.
 
 mod handle;
 mod lookups;
 mod member;
 mod membership;
+mod news;
 mod registry;
+mod session;
+mod watched;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -23,8 +28,10 @@ pub use handle::{
 pub use member::Member;
 pub(crate) use member::unix_now;
 pub(crate) use registry::RegistryError;
+pub(crate) use watched::Watched;
 
 use crate::events::Events;
+use crate::networks::Networks;
 use crate::node::NodeHandle;
 use crate::plugins::PeerBook;
 use crate::state::Store;
@@ -65,6 +72,8 @@ pub struct ControlParts {
     pub node: NodeHandle,
     /// The trust task.
     pub trust: TrustHandle,
+    /// The networks of this node.
+    pub networks: Networks,
     /// Who peers are.
     pub peers: PeerBook,
     /// Where to say what happens.
@@ -107,6 +116,8 @@ pub fn spawn(parts: ControlParts, inbox: ControlInbox) -> Control {
         status.clone(),
         parts.events.clone(),
     ));
+    tasks.spawn(news::Listener::new(parts.clone(), orders.clone()).run());
+    tasks.spawn(parts.networks.watched().clone().keep_told(parts.member.clone()));
     tasks.spawn(lookups::Lookups::new(&parts, orders, status.clone()).run(asks));
     let (member, events) = (parts.member.clone(), parts.events.clone());
     tasks.spawn(membership::Membership::new(parts, receiver, status).run());

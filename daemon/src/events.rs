@@ -61,6 +61,17 @@ impl Events {
     }
 }
 
+/// An event that has no row in the table. Its name is well-formed and its data
+/// an object, or it is an event without data.
+pub(crate) fn other(name: &str, data: serde_json::Value) -> Happening {
+    let data = match data {
+        serde_json::Value::Object(data) => Some(data),
+        _ => None,
+    };
+    Happening::parse(name, data)
+        .unwrap_or_else(|_| Happening::Other { name: name.to_owned(), data: None })
+}
+
 /// Refusals on their way to events, at a bounded rate for each rule.
 #[derive(Debug)]
 pub(crate) struct Refusals {

@@ -23,6 +23,7 @@ use crate::control::{self, Control, ControlHandle, ControlParts, ControlSettings
 use crate::identity::Identity;
 use crate::ipc::IpcListener;
 use crate::metrics::{Metrics, MetricsLimits};
+use crate::networks::{self, NetworksParts, Permits};
 use crate::node::{self, NodeHandle, controller};
 use crate::plugins::{DaemonPlatform, EventJournal, PeerBook, PlatformParts, Plugins, Setup};
 use crate::state::Store;
@@ -119,12 +120,25 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
     let native = native_services(&config, native);
     let native_ports: Vec<u16> = native.iter().map(NativeService::port).collect();
     let setup = Setup::new(&config, std::env::current_exe().ok().as_deref(), &native_ports);
+    let member = Member::new(config.registry.clone(), config.registry_pin, kept.identity.clone());
+    let permits = Permits::new(node.clone(), kept.trust.trusted().keys().copied());
+    let (networks, networks_inbox) = networks::channel(NetworksParts {
+        wanted: config.networks.clone(),
+        member: member.clone(),
+        store: kept.store.clone(),
+        permits: permits.clone(),
+        node: node.clone(),
+        events: events.clone(),
+        environment: Arc::new(|name| std::env::var(name).ok()),
+        clock: control::unix_now,
+    });
     let plan = LoopPlan {
         config: core_config(&config),
         identity: kept.identity.clone(),
         trusted: kept.trust.trusted().keys().copied().collect(),
         control: control_handle.clone(),
         trust: trust_handle.clone(),
+        networks: networks.clone(),
         native,
         plugins: plugins.clone(),
         events: events.clone(),
@@ -133,7 +147,6 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
     };
     let (mut loops, listen) = workers::start(plan, config.listen, listener, &node, inboxes).await?;
 
-    let member = Member::new(config.registry.clone(), kept.identity.clone());
     let pins = Pins::default();
     pins.follow(&kept.trust);
     let peers = PeerBook::new(pins.clone(), kept.store.clone());
@@ -143,6 +156,7 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
         file: kept.trust_file,
         state: kept.trust,
         pins: pins.clone(),
+        permits,
         member: member.clone(),
         node: node.clone(),
         control: control_handle.clone(),
@@ -150,6 +164,7 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
         events: events.clone(),
     };
     tasks.spawn(trust::run(trust_parts, trust_inbox));
+    tasks.spawn(networks_inbox.run());
     let control = control::spawn(
         ControlParts {
             settings: control_settings(&config, listen),
@@ -158,6 +173,7 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
             pins,
             node: node.clone(),
             trust: trust_handle.clone(),
+            networks,
             peers: peers.clone(),
             events: events.clone(),
         },

@@ -4,7 +4,7 @@
 //! Changes are gathered and written by one task; losing the last second of
 //! them in a crash costs a lookup, never trust.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pilot_wire::registry::PublicKey;
+use pilot_wire::registry::network::Membership;
 use pilot_wire::{Address, NodeId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -77,6 +78,11 @@ struct Stored {
     address: Option<Address>,
     #[serde(flatten)]
     wishes: Wishes,
+    /// The registry's state, as its sessions name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epoch: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    memberships: Vec<Membership>,
     /// The one heard of longest ago first.
     #[serde(default)]
     peers: Vec<StoredPeer>,
@@ -89,12 +95,18 @@ struct StoredPeer {
     public_key: Option<PublicKey>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    networks: BTreeSet<u16>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     member: Option<(NodeId, Address)>,
     wishes: Wishes,
+    epoch: Option<String>,
+    memberships: Vec<Membership>,
+    /// Networks shared with peers, none empty; all of them are in `peers`.
+    shared: BTreeMap<NodeId, BTreeSet<u16>>,
     peers: BTreeMap<NodeId, (u64, Peer)>,
     /// Peers by age; the same nodes as in `peers`.
     ages: BTreeMap<u64, NodeId>,
@@ -148,6 +160,8 @@ impl Store {
             if inner.member.is_some_and(|(before, _)| before != node) {
                 inner.peers.clear();
                 inner.ages.clear();
+                inner.shared.clear();
+                inner.memberships.clear();
             }
             inner.member.replace((node, address)) != Some((node, address))
         });
@@ -180,6 +194,48 @@ impl Store {
     /// Remembers where a peer is.
     pub fn set_peer_endpoint(&self, node: NodeId, endpoint: SocketAddr) {
         self.change(|inner| inner.meet(node, |peer| peer.endpoint = Some(endpoint)));
+    }
+
+    /// The registry's state that this node was last told of.
+    pub fn epoch(&self) -> Option<String> {
+        self.lock().epoch.clone()
+    }
+
+    /// Remembers the registry's state.
+    pub fn set_epoch(&self, epoch: String) {
+        self.change(|inner| inner.epoch.replace(epoch.clone()).as_ref() != Some(&epoch));
+    }
+
+    /// The networks that this node was last in; some may have expired.
+    pub fn memberships(&self) -> Vec<Membership> {
+        self.lock().memberships.clone()
+    }
+
+    /// Remembers all networks that this node is in.
+    pub fn set_memberships(&self, memberships: Vec<Membership>) {
+        self.change(|inner| {
+            let changed = inner.memberships != memberships;
+            inner.memberships = memberships;
+            changed
+        });
+    }
+
+    /// Peers with the networks that they shared with this node.
+    pub fn shared(&self) -> Vec<(NodeId, Vec<u16>)> {
+        let inner = self.lock();
+        inner.shared.iter().map(|(node, n)| (*node, n.iter().copied().collect())).collect()
+    }
+
+    /// Remembers which networks a peer shares with this node.
+    pub fn set_shared(&self, node: NodeId, networks: &BTreeSet<u16>) {
+        self.change(|inner| {
+            if networks.is_empty() {
+                return inner.shared.remove(&node).is_some();
+            }
+            let met = inner.meet(node, |_| {});
+            let before = inner.shared.insert(node, networks.clone());
+            met || before.as_ref() != Some(networks)
+        });
     }
 
     /// Writes what changed; durable when it returns.
@@ -235,7 +291,12 @@ impl Inner {
     fn restore(&mut self, stored: Stored) {
         self.member = stored.node_id.zip(stored.address);
         self.wishes = stored.wishes;
+        self.epoch = stored.epoch;
+        self.memberships = stored.memberships;
         for peer in stored.peers {
+            if !peer.networks.is_empty() {
+                self.shared.insert(peer.node_id, peer.networks);
+            }
             self.meet(peer.node_id, |p| {
                 *p = Peer { key: peer.public_key.map(|k| k.0), endpoint: peer.endpoint };
             });
@@ -259,6 +320,7 @@ impl Inner {
             && let Some((_, oldest)) = self.ages.pop_first()
         {
             self.peers.remove(&oldest);
+            self.shared.remove(&oldest);
         }
         changed
     }
@@ -267,12 +329,15 @@ impl Inner {
         let peers = self.ages.values().filter_map(|node| {
             let (_, peer) = self.peers.get(node)?;
             let public_key = peer.key.map(PublicKey);
-            Some(StoredPeer { node_id: *node, public_key, endpoint: peer.endpoint })
+            let networks = self.shared.get(node).cloned().unwrap_or_default();
+            Some(StoredPeer { node_id: *node, public_key, endpoint: peer.endpoint, networks })
         });
         let stored = Stored {
             node_id: self.member.map(|(node, _)| node),
             address: self.member.map(|(_, address)| address),
             wishes: self.wishes.clone(),
+            epoch: self.epoch.clone(),
+            memberships: self.memberships.clone(),
             peers: peers.collect(),
         };
         let mut json = serde_json::to_vec(&stored).unwrap_or_default();

@@ -42,6 +42,12 @@ impl Pins {
         self.lock().contains_key(&node)
     }
 
+    /// Who is trusted.
+    #[cfg(test)]
+    pub(crate) fn trusted(&self) -> Vec<NodeId> {
+        self.lock().keys().copied().collect()
+    }
+
     /// Takes over who is trusted.
     pub fn follow(&self, state: &TrustState) {
         *self.lock() = state.trusted().iter().map(|(node, t)| (*node, t.key)).collect();

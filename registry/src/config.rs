@@ -25,7 +25,11 @@ const AUDIT: [Key; 2] = [
 ];
 const RATE: Key =
     Key::value("register-rate", "10", "registrations a minute and source address; 0 = any number");
-const CONNECTIONS: Key = Key::value("max-connections", "4096", "connections at a time");
+const CONNECTIONS: Key = Key::value(
+    "max-connections",
+    "65536",
+    "connections at a time, as far as the system allows open files",
+);
 const DATA: Key = Key::value(
     "data",
     "",
@@ -124,7 +128,8 @@ pub struct Config {
     pub register_rate: u32,
     /// Whether a known owner text alone takes over a node, as published.
     pub owner_recovery: bool,
-    /// Most connections at a time; further ones are closed at once.
+    /// Most connections at a time, as far as the system allows open files;
+    /// further ones are closed at once.
     pub max_connections: usize,
     /// A connection without a complete request for so long is closed.
     pub idle: Duration,
@@ -173,7 +178,7 @@ impl Config {
             store: None,
             register_rate: 10,
             owner_recovery: false,
-            max_connections: 4096,
+            max_connections: 65_536,
             idle: Duration::from_secs(300),
             node_ttl: Duration::from_secs(180),
             reap_interval: Duration::from_secs(60),
@@ -260,12 +265,9 @@ impl Config {
             },
             max_connections,
             tls: tls(settings)?,
-            http: match settings.text("http") {
-                "" => None,
-                _ => Some(settings.address("http")?.to_string()),
-            },
+            http: settings.optional_address("http")?,
             admin_token: admin_token(settings)?,
-            admin_ca: path("admin-ca"),
+            admin_ca: admin_ca(settings)?,
             any_node_makes_networks: match settings.text("network-creation") {
                 "admin" => false,
                 "any" => true,
@@ -322,6 +324,23 @@ fn admin_token(settings: &Settings) -> Result<Option<String>, SettingsError> {
     }
 }
 
+/// Certificates are shown over TLS, and only the administration asks for them.
+fn admin_ca(settings: &Settings) -> Result<Option<PathBuf>, SettingsError> {
+    let path = settings.text("admin-ca");
+    if path.is_empty() {
+        return Ok(None);
+    }
+    for (needed, is_set) in
+        [("http", !settings.text("http").trim().is_empty()), ("tls", settings.flag("tls")?)]
+    {
+        if !is_set {
+            let problem = format!("is set, but {needed} is not; set {needed}");
+            return Err(settings.refuse("admin-ca", problem));
+        }
+    }
+    Ok(Some(path.into()))
+}
+
 /// Folders with colons between them.
 fn folders(text: &str) -> Vec<PathBuf> {
     text.split(':').map(str::trim).filter(|f| !f.is_empty()).map(PathBuf::from).collect()
@@ -376,6 +395,21 @@ mod tests {
             refused.contains("c.yaml line 4") && refused.contains("did you mean isolation?"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn the_administration_is_checked() {
+        let config = |args: &[&str]| read(&REGISTRY, args);
+        let refused = |args: &[&str]| config(args).unwrap_err().to_string();
+        assert!(refused(&["-http", "9000"]).contains("-http"));
+        assert!(refused(&["-admin-token", "short"]).contains("at least 16"));
+        assert!(refused(&["-admin-ca", "ca.pem"]).contains("set http"));
+        assert!(refused(&["-admin-ca", "ca.pem", "-http", ":1"]).contains("set tls"));
+        let args =
+            ["-admin-ca", "ca.pem", "-http", ":1", "-tls", "-admin-token", "0123456789abcdef"];
+        let config = config(&args).unwrap();
+        assert_eq!(config.http.as_deref(), Some(":1"));
+        assert_eq!(config.tls, Some(TlsFiles { pem: None }));
     }
 
     #[test]

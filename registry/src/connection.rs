@@ -10,10 +10,13 @@
 
 mod input;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pilot_wire::NodeId;
@@ -24,6 +27,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::denials::{Denials, Refused};
 use crate::limits::Place;
+use crate::metrics::Meter;
 use crate::push::{Filled, Hub, Live};
 use crate::service::{Admitted, Asker, Service};
 use crate::state::{Command, Refusal};
@@ -79,8 +83,10 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
     mut stop: watch::Receiver<bool>,
 ) {
     let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+    let meter = Meter::new(Arc::clone(shared.service.metrics()));
     let mut connection = Connection {
         stream,
+        meter,
         asker: Asker { source, session: None },
         shared,
         pending: Vec::new(),
@@ -89,7 +95,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
         nonce: None,
         live: None,
     };
-    // What closes it is told below, where it is for somebody.
+    // Why it ended has been said where it is known.
     let _ = connection.run(&mut stop).await;
     drop((connection, place));
 }
@@ -111,6 +117,7 @@ struct Connection<S> {
     stream: S,
     asker: Asker,
     shared: Arc<Shared>,
+    meter: Meter,
     /// Admitted but not yet durable, in order of their requests.
     pending: Vec<Command>,
     out: Vec<u8>,
@@ -188,6 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     break Next::Close;
                 }
             };
+            self.meter.begin(&fields.kind);
             match fields.kind.as_ref() {
                 "subscribe_replication" => {
                     self.flush().await;
@@ -278,6 +286,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         match outcome {
             Ok(reply) => self.append(reply),
             Err(refusal) => {
+                self.meter.fail();
                 let (source, code) = (self.asker.source, refusal.code());
                 tracing::debug!(%source, code, "request refused: {refusal}");
                 self.shared.denials.applied(source, refusal);
@@ -287,6 +296,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     fn refuse(&mut self, refusal: &Refusal, request: impl FnOnce() -> Refused) {
+        self.meter.fail();
         let (source, code) = (self.asker.source, refusal.code());
         tracing::debug!(%source, code, "request refused: {refusal}");
         self.shared.denials.deny(source, refusal, request);
@@ -294,6 +304,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     fn append<T: serde::Serialize>(&mut self, reply: &T) {
+        self.meter.end();
         if let Err(e) = append_frame(&mut self.out, reply) {
             // No reply is near the limit: lists are short, texts are cut.
             tracing::error!("reply not sent: {e}");
@@ -311,9 +322,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 None => std::future::pending().await,
             }
         };
+        // What is written to TLS may stay in it until it is flushed.
+        let all = async {
+            self.stream.write_all(&self.out).await?;
+            self.stream.flush().await
+        };
         let sent = tokio::select! {
             biased;
-            sent = timeout(WRITE_LIMIT, self.stream.write_all(&self.out)) => sent,
+            sent = timeout(WRITE_LIMIT, all) => sent,
             // Its reason cannot be told behind what the client does not read.
             () = over => return Err(Closed),
         };
@@ -346,6 +362,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             if self.out.is_empty() {
                 break;
             }
+            self.shared.service.metrics().connections.pushes.fetch_add(1, Relaxed);
             if filled == Filled::Ended {
                 // The reason is in `out`, and nothing may cut it short.
                 self.live = None;

@@ -1,8 +1,9 @@
 //! Where the registry says what happens: a journal on disk, from which sinks of
 //! plugins take it. Saying something never waits, and costs a look at a flag
-//! while there is no sink. What commands mean as events is in `effects`.
+//! while there is no sink and no listener. What commands mean as events is in `effects`.
 
 mod effects;
+mod live;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use pilot_host::{Deliver, SinkHandle, Sinks};
 use serde_json::Value;
 
 pub(crate) use effects::Before;
+pub(crate) use live::Live;
 
 /// Refusals of one code that become events in a second; what is refused beyond
 /// it is in the `count` of the next one.
@@ -29,14 +31,17 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// A way to say what happens. Cheap to clone; by default nobody listens.
 #[derive(Clone, Default)]
-pub(crate) struct Events(Option<Arc<Log>>);
+pub(crate) struct Events {
+    log: Option<Arc<Log>>,
+    live: Live,
+    /// By code, of which there are few.
+    refusals: Arc<Mutex<BTreeMap<&'static str, Told>>>,
+}
 
 struct Log {
     journal: Journal,
     /// There is a sink, or there was one that may come back.
     wanted: AtomicBool,
-    /// By code, of which there are few.
-    refusals: Mutex<BTreeMap<&'static str, Told>>,
 }
 
 /// What was said of refusals for one reason.
@@ -51,7 +56,7 @@ struct Told {
 
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Events").field(&self.0.is_some()).finish()
+        f.debug_struct("Events").field("journal", &self.log.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -68,22 +73,24 @@ impl Events {
                 aside.display()
             );
         }
-        Ok(Self(Some(Arc::new(Log {
-            journal,
-            wanted: AtomicBool::new(!found.sinks.is_empty()),
-            refusals: Mutex::default(),
-        }))))
+        let wanted = AtomicBool::new(!found.sinks.is_empty());
+        Ok(Self { log: Some(Arc::new(Log { journal, wanted })), ..Self::default() })
     }
 
     /// Whether anybody listens.
     pub(crate) fn wanted(&self) -> bool {
-        self.log().is_some()
+        self.log().is_some() || self.live.wanted()
+    }
+
+    /// For who listens without a sink.
+    pub(crate) const fn live(&self) -> &Live {
+        &self.live
     }
 
     /// Says what happened; it is made only when somebody listens.
     pub(crate) fn emit(&self, happening: impl FnOnce() -> Happening) {
-        if let Some(log) = self.log() {
-            log.journal.emit(happening());
+        if self.wanted() {
+            self.say(happening());
         }
     }
 
@@ -108,9 +115,11 @@ impl Events {
         reason: impl Display,
         now: Instant,
     ) {
-        let Some(log) = self.log() else { return };
+        if !self.wanted() {
+            return;
+        }
         let count = {
-            let mut refusals = log.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
             let told = refusals.entry(code).or_insert(Told { since: now, told: 0, untold: 0 });
             if now.saturating_duration_since(told.since) >= Duration::from_secs(1) {
                 (told.since, told.told) = (now, 0);
@@ -122,7 +131,7 @@ impl Events {
             told.told += 1;
             std::mem::take(&mut told.untold)
         };
-        log.journal.emit(Happening::RegistryRefused {
+        self.say(Happening::RegistryRefused {
             code: code.to_owned(),
             count,
             reason: reason.to_string(),
@@ -130,14 +139,21 @@ impl Events {
         });
     }
 
+    fn say(&self, happening: Happening) {
+        self.live.tell(&happening);
+        if let Some(log) = self.log() {
+            log.journal.emit(happening);
+        }
+    }
+
     /// By which sinks of plugins take events; none without a journal.
     pub(crate) fn sinks(&self) -> Option<Arc<dyn Sinks>> {
-        self.0.clone().map(|log| log as Arc<dyn Sinks>)
+        self.log.clone().map(|log| log as Arc<dyn Sinks>)
     }
 
     /// Writes what was said, and ends.
     pub(crate) async fn close(&self) {
-        let Some(log) = self.0.clone() else { return };
+        let Some(log) = self.log.clone() else { return };
         let close = tokio::task::spawn_blocking(move || log.journal.close(Duration::ZERO));
         match tokio::time::timeout(CLOSE_LIMIT, close).await {
             Ok(Ok(())) => {}
@@ -148,7 +164,7 @@ impl Events {
 
     /// The log, when anybody listens.
     fn log(&self) -> Option<&Arc<Log>> {
-        self.0.as_ref().filter(|log| log.wanted.load(Ordering::Relaxed))
+        self.log.as_ref().filter(|log| log.wanted.load(Ordering::Relaxed))
     }
 }
 

@@ -7,6 +7,7 @@
 //! Beside that, [`plugins`] judge who may join ([`rules`]) and are told what
 //! happens (`events`); none of the above waits for them.
 
+mod admin;
 mod admins;
 pub mod audit;
 pub mod config;
@@ -14,14 +15,17 @@ mod connection;
 mod denials;
 mod events;
 mod limits;
+mod metrics;
 pub mod plugins;
 pub mod published;
 pub mod push;
+pub mod reload;
 pub mod rules;
 pub mod server;
 pub mod service;
 pub mod state;
 pub mod store;
+mod tls;
 pub mod tools;
 mod writer;
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pilot_wire::registry::Beacon;
@@ -31,7 +32,7 @@ const MIN_PER_SOURCE: usize = 64;
 /// usually has all.
 #[derive(Debug)]
 pub(crate) struct Places {
-    most: usize,
+    most: AtomicUsize,
     taken: Mutex<Taken>,
 }
 
@@ -73,19 +74,25 @@ pub(crate) struct Place {
 impl Places {
     /// `most` of them.
     pub(crate) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, taken: Mutex::default() })
+        Arc::new(Self { most: AtomicUsize::new(most), taken: Mutex::default() })
+    }
+
+    /// So many from now on; who has one keeps it.
+    pub(crate) fn set_most(&self, most: usize) {
+        self.most.store(most, Relaxed);
     }
 
     /// Takes a place for a connection from `source`.
     pub(crate) fn take(self: &Arc<Self>, source: IpAddr) -> Result<Place, NoPlace> {
         let source = counted(source);
+        let most = self.most.load(Relaxed);
         let mut taken = self.taken();
-        if taken.all >= self.most {
+        if taken.all >= most {
             return Err(NoPlace::Full(taken.all));
         }
         if let Some(source) = source {
             let of_source = taken.sources.entry(source).or_default();
-            if *of_source >= (self.most / SOURCE_SHARE).max(MIN_PER_SOURCE) {
+            if *of_source >= (most / SOURCE_SHARE).max(MIN_PER_SOURCE) {
                 return Err(NoPlace::Source(*of_source));
             }
             *of_source += 1;
@@ -144,6 +151,23 @@ impl RateLimit {
     /// `rate` 0 allows everything.
     pub(crate) fn new(rate: u32) -> Self {
         Self { rate, buckets: HashMap::new() }
+    }
+
+    /// Allows another rate from now on; nobody has more waiting than it gives.
+    pub(crate) fn set_rate(&mut self, rate: u32) {
+        if self.rate == rate {
+            return;
+        }
+        self.rate = rate;
+        // At another rate old levels mean something else.
+        self.buckets.clear();
+    }
+
+    /// Whether there is a token, which stays.
+    pub(crate) fn has(&self, source: IpAddr, now: u64) -> bool {
+        let Some(bucket) = self.buckets.get(&source).filter(|_| self.rate > 0) else { return true };
+        let gained = now.saturating_sub(bucket.at).saturating_mul(u64::from(self.rate));
+        bucket.level + gained >= 60
     }
 
     /// Takes a token if there is one.
@@ -213,6 +237,10 @@ mod tests {
         assert!(limit.take(source, 106) && !limit.take(source, 106));
         assert!(limit.take(IpAddr::from([10, 0, 0, 2]), 106));
         assert_eq!((0..20).filter(|_| limit.take(source, 1000)).count(), 10);
+        assert!(!limit.has(source, 1000) && limit.has(source, 1006));
+        assert!(limit.has(IpAddr::from([10, 0, 0, 3]), 0));
+        limit.set_rate(3);
+        assert_eq!((0..20).filter(|_| limit.take(source, 1000)).count(), 3);
         let mut unlimited = RateLimit::new(0);
         assert!((0..1000).all(|_| unlimited.take(source, 0)));
     }

@@ -17,7 +17,12 @@ fn main() -> ExitCode {
         // Before the ready line: who reads it may send a signal at once.
         let shutdown = program::shutdown()?;
         registry.plugins().reload_on_hangup()?;
-        Ready::new(config::REGISTRY.name).addr("addr", registry.local_addr()).print()?;
+        registry.reload().on_hangup(|| {
+            let loaded = program::load(&config::REGISTRY)?;
+            Ok(loaded.settings().map(|settings| Config::try_from(&settings)).transpose()?)
+        })?;
+        let ready = Ready::new(config::REGISTRY.name).addr("addr", registry.local_addr());
+        registry.describe(ready).print()?;
         Ok(registry.run(shutdown).await?)
     });
     if asks_help && code == ExitCode::SUCCESS {

@@ -195,8 +195,9 @@ impl Hub {
         let state = read(state);
         let owner = proven_owner(&state, node).to_owned();
         table.enter(&link, watched, owner);
-        let same = !since.epoch.is_empty() && since.epoch == epoch(&state);
-        let within = (table.ring.floor()..=followed).contains(&since.seq);
+        let same = !since.epoch.is_empty() && since.epoch == state.epoch();
+        // 0 is of no news: such a session has not been told anything whole.
+        let within = (table.ring.floor().max(1)..=followed).contains(&since.seq);
         let missed = (same && within).then(|| table.missed(since.seq, node, &state));
         let missed = missed.filter(|topics| topics.len() <= MAX_TOPICS / 2);
         let resumed = missed.is_some();
@@ -205,7 +206,7 @@ impl Hub {
         // is the last that was told, as nothing beyond it has been.
         let told = match (same, topics.is_empty()) {
             (true, true) => followed,
-            (true, false) => since.seq,
+            (true, false) => since.seq.min(followed),
             (false, _) => 0,
         };
         let seq = if resumed { told } else { followed };
@@ -214,7 +215,7 @@ impl Hub {
         for (topic, gone) in topics {
             link.add(topic, gone);
         }
-        let epoch = epoch(&state).to_owned();
+        let epoch = state.epoch().to_owned();
         Ok(Opened { epoch, seq, resumed, live: Live::new(self.clone(), link, told) })
     }
 
@@ -368,7 +369,8 @@ impl Table {
         });
     }
 
-    /// What concerns one node of the changes after `seq`.
+    /// What one node is to be told of that knows everything up to `seq`: what
+    /// concerns it of the changes after it, and whom it watches.
     fn missed(&self, seq: u64, node: NodeId, state: &State) -> BTreeMap<Topic, Option<Gone>> {
         let mut topics = BTreeMap::new();
         let Some(entry) = self.sessions.get(&node) else { return topics };
@@ -377,24 +379,14 @@ impl Table {
                 Notice::Node(concerned, topic, gone) if concerned == node => {
                     topics.insert(topic, gone);
                 }
-                Notice::Watchers(peer) if entry.watched.contains(&peer) => {
-                    topics.insert(Topic::Peer(peer), None);
-                }
-                Notice::Watching { node: concerned, peer }
-                    if concerned == node && entry.watched.contains(&peer) =>
-                {
-                    topics.insert(Topic::Peer(peer), None);
-                }
-                Notice::Fellows { node: concerned, network } if concerned == node => {
-                    let peers = topic::fellows(&entry.watched, network);
-                    topics.extend(peers.map(|peer| (Topic::Peer(peer), None)));
-                }
                 Notice::Owner(owner, topic) if owner == entry.owner => {
                     topics.insert(topic, None);
                 }
                 _ => {}
             });
         }
+        // They may be others than were watched before, of whom nothing is known.
+        topics.extend(entry.watched.iter().map(|peer| (Topic::Peer(*peer), None)));
         // What the owner was before is not known.
         if topics.contains_key(&Topic::Own) && !entry.owner.is_empty() {
             let invitations = state.invitations_for(node).into_iter();
@@ -402,11 +394,6 @@ impl Table {
         }
         topics
     }
-}
-
-/// Which registry this state is of.
-fn epoch(_state: &State) -> &str {
-    "placeholder"
 }
 
 /// The owner text by which a node is invited; empty for none. Anybody can

@@ -1,4 +1,5 @@
-//! Listening, connections, the reaper, and an orderly end.
+//! Listening, connections, the reaper, and an orderly end. The administration
+//! has a port of its own.
 
 mod files;
 
@@ -6,26 +7,32 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use pilot_beacon::program::Ready;
 use pilot_beacon::server::listen_candidates;
 use pilot_host::events::Happening;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::admin;
 use crate::admins::Admins;
 use crate::audit::{Audit, AuditError, Retention};
 use crate::config::Config;
 use crate::connection::{Shared, serve, unix_now};
 use crate::denials::{Denials, Teller};
-use crate::limits::Places;
+use crate::limits::{Place, Places};
+use crate::metrics::Metrics;
 use crate::plugins::{HostError, Plugins};
 use crate::push::Hub;
-use crate::service::{Service, next_expiry};
+use crate::reload::Reload;
+use crate::service::Service;
 use crate::state::{Command, Op};
 use crate::store::{self, CommandLog, MemoryLog, RestoreError, SqliteLog, StoreError};
+use crate::tls::{Door, Identity};
 use crate::writer::{Followers, Thread, Writer, WriterError};
 
 /// Connections get so long to send their last answers.
@@ -34,6 +41,10 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 const REAP_CHUNK: usize = 4096;
 /// Time between looks for what has expired.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
+/// Connections that may wait to be accepted, as far as the system allows. With
+/// the usual 128 a fleet that comes back at once is let in at 128 a second: who
+/// finds no room tries again a second later.
+const BACKLOG: u32 = 4096;
 /// Pause after a failed accept, which is about lack of file handles.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -61,6 +72,9 @@ pub enum StartError {
         /// What is wrong.
         source: RestoreError,
     },
+    /// The certificate cannot be used.
+    #[error("tls: {0}")]
+    Tls(#[from] pilot_tls::TlsError),
     /// The audit log cannot be used.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -85,12 +99,24 @@ pub enum RunError {
 pub struct Registry {
     listener: TcpListener,
     local: SocketAddr,
+    door: Option<Arc<Door>>,
+    admin: Option<Admin>,
     service: Arc<Service>,
     writer: Writer,
     thread: Thread,
     hub: Hub,
+    places: Arc<Places>,
     plugins: Plugins,
     config: Config,
+    reload: Arc<Reload>,
+}
+
+/// The port of the administration.
+#[derive(Debug)]
+struct Admin {
+    listener: TcpListener,
+    local: SocketAddr,
+    door: Option<Arc<Door>>,
 }
 
 impl Registry {
@@ -99,8 +125,27 @@ impl Registry {
     /// # Errors
     /// When the address, the state file or the folder of plugins cannot be used.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let listener = listen(&config).await?;
-        let local = listener.local_addr().map_err(|e| listen_error(&config, e))?;
+        let (listener, local) = listen(config.addr_key, &config.addr).await?;
+        let identity = Identity::open(&config)?.map(Arc::new);
+        let door = |client_ca| {
+            let door = identity.as_ref().map(|i| Door::new(Arc::clone(i), client_ca));
+            Ok::<_, StartError>(door.transpose()?.map(Arc::new))
+        };
+        let admin = match &config.http {
+            None => None,
+            Some(addr) => {
+                let (listener, local) = listen("http", addr).await?;
+                let door = door(config.admin_ca.as_deref())?;
+                if door.is_none() && admin::is_exposed(local) {
+                    tracing::warn!(
+                        "the administration at {local} is plain HTTP: whoever is on the way reads \
+                         the admin token; set tls, or let http be a loopback address"
+                    );
+                }
+                Some(Admin { listener, local, door })
+            }
+        };
+        let door = door(None)?;
         let mut log: Box<dyn CommandLog> = match &config.store {
             Some(path) => {
                 let log = SqliteLog::open(path).map_err(|e| state_error(&config, e))?;
@@ -117,23 +162,58 @@ impl Registry {
         state.touch_all(unix_now());
         let hub = Hub::at(state.applied());
         tracing::info!(%local, nodes = state.len(), "registry serves");
+        if let Some(identity) = &identity {
+            tracing::info!("TLS certificate fingerprint {}", identity.fingerprint());
+        }
+        if let Some(admin) = &admin {
+            tracing::info!(local = %admin.local, "administration serves");
+        }
+        let metrics = Arc::new(Metrics::default());
         let state = Arc::new(RwLock::new(state));
         let (plugins, events) = Plugins::start(&config, Arc::clone(&state)).await?;
         audit.follow(events.clone());
         let (writer, thread) = Writer::start(
             Arc::clone(&state),
             log,
-            Followers { audit: audit.clone(), hub: hub.clone(), events: events.clone() },
+            Followers {
+                audit: audit.clone(),
+                hub: hub.clone(),
+                events: events.clone(),
+                metrics: Arc::clone(&metrics),
+            },
         )
         .map_err(StartError::Thread)?;
         let admins = Admins::by_token(config.admin_token.as_deref());
         let service = Service::new(state, config.register_rate, config.owner_recovery)
             .with_admins(admins, config.any_node_makes_networks)
+            .with_metrics(metrics)
             .with_rules(Arc::new(plugins.clone()))
             .with_events(events)
             .with_audit(audit);
         let service = Arc::new(service);
-        Ok(Self { listener, local, service, writer, thread, hub, plugins, config })
+        let places = Places::new(files::connections(config.max_connections));
+        let doors = door.iter().chain(admin.iter().filter_map(|a| a.door.as_ref()));
+        let reload = Reload {
+            service: Arc::clone(&service),
+            places: Arc::clone(&places),
+            identity,
+            doors: doors.cloned().collect(),
+            config: std::sync::Mutex::new(config.clone()),
+        };
+        Ok(Self {
+            listener,
+            local,
+            door,
+            admin,
+            service,
+            writer,
+            thread,
+            hub,
+            places,
+            plugins,
+            config,
+            reload: Arc::new(reload),
+        })
     }
 
     /// What judges requests.
@@ -156,20 +236,70 @@ impl Registry {
         self.local
     }
 
+    /// Where the administration listens.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|admin| admin.local)
+    }
+
+    /// Adds what whoever starts the registry may want to know.
+    #[must_use]
+    pub fn describe(&self, mut ready: Ready) -> Ready {
+        if let Some(addr) = self.admin_addr() {
+            ready = ready.addr("http", addr);
+        }
+        if let Some(fingerprint) = self.fingerprint() {
+            ready = ready.text("fingerprint", fingerprint.to_string());
+        }
+        ready
+    }
+
+    /// What clients pin, where TLS is served.
+    pub fn fingerprint(&self) -> Option<pilot_tls::Pin> {
+        self.reload.fingerprint()
+    }
+
+    /// Takes another configuration, as far as it can be taken while running.
+    pub const fn reload(&self) -> &Arc<Reload> {
+        &self.reload
+    }
+
     /// Serves until `shutdown` completes; returns when the state is closed.
     ///
     /// # Errors
     /// When the state can no longer be changed. It has stopped serving then.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Self { listener, local, service, writer, mut thread, hub, plugins, config } = self;
+        let Self {
+            listener,
+            local,
+            door,
+            admin,
+            service,
+            writer,
+            mut thread,
+            hub,
+            places,
+            plugins,
+            config,
+            reload,
+        } = self;
         let events = service.events().clone();
+        let audit = service.audit().clone();
         let (denials, teller) = Denials::new(events.clone());
         let (end_telling, telling) = tell_denials(teller, &writer);
+        let (stop, stopped) = watch::channel(false);
+        let administration = admin.map(|Admin { listener, door, .. }| {
+            let site = admin::Site::new(
+                Arc::clone(&service),
+                writer.clone(),
+                hub.clone(),
+                denials.clone(),
+                plugins.clone(),
+                stopped.clone(),
+            );
+            tokio::spawn(admin::run(listener, site, door))
+        });
         let shared = Shared::new(Arc::clone(&service), writer.clone(), hub, denials, config.idle);
         let shared = Arc::new(shared);
-        let places = Places::new(files::connections(config.max_connections));
-        let audit = service.audit().clone();
-        let (stop, stopped) = watch::channel(false);
         let mut connections = JoinSet::new();
         let accept = async {
             loop {
@@ -181,9 +311,13 @@ impl Registry {
                                 // Costs latency only if it fails.
                                 let _ = stream.set_nodelay(true);
                                 let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
-                                connections.spawn(serve(stream, source, place, shared, stopped));
+                                let (door, service) = (door.clone(), Arc::clone(&service));
+                                let serve =
+                                    connection(stream, source, place, door, service, shared, stopped);
+                                connections.spawn(serve);
                             }
                             Err(e) => {
+                                service.metrics().connections.refused.fetch_add(1, Relaxed);
                                 tracing::debug!("connection refused: {e}");
                                 events.refused(e.code(), source, e);
                             }
@@ -225,11 +359,16 @@ impl Registry {
             tracing::warn!("connections still open are cut off");
         }
         connections.shutdown().await;
+        if let Some(administration) = administration
+            && let Err(e) = administration.await
+        {
+            tracing::error!("the administration failed: {e}");
+        }
         let _ = end_telling.send(());
         if telling.await.is_err() {
             tracing::error!("the task that tells of refusals failed");
         }
-        drop((writer, service, shared));
+        drop((writer, service, shared, reload));
         let closed = tokio::task::spawn_blocking(move || {
             let ended = thread.join();
             audit.close();
@@ -246,6 +385,39 @@ impl Registry {
     }
 }
 
+/// Serves one accepted connection, with TLS where there is a door.
+async fn connection(
+    stream: TcpStream,
+    source: SocketAddr,
+    place: Place,
+    door: Option<Arc<Door>>,
+    service: Arc<Service>,
+    shared: Arc<Shared>,
+    stopped: watch::Receiver<bool>,
+) {
+    let counts = &service.metrics().connections;
+    counts.accepted.fetch_add(1, Relaxed);
+    let _open = Open::new(&counts.open);
+    let Some(door) = door else {
+        return serve(stream, source, place, shared, stopped).await;
+    };
+    let mut ended = stopped.clone();
+    // Boxed, as nobody needs its room once it is done.
+    let opening = Box::pin(door.open(stream));
+    let opened = tokio::select! {
+        opened = opening => opened,
+        _ = ended.wait_for(|ended| *ended) => return,
+    };
+    match opened {
+        Ok(stream) => Box::pin(serve(stream, source, place, shared, stopped)).await,
+        Err(refused) => {
+            counts.failed_handshakes.fetch_add(1, Relaxed);
+            door.log(source, &refused);
+            service.events().refused("tls", source, &refused);
+        }
+    }
+}
+
 /// Tells the audit log of refusals until told to end.
 fn tell_denials(
     teller: Teller,
@@ -253,6 +425,27 @@ fn tell_denials(
 ) -> (oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
     let (end, ended) = oneshot::channel();
     (end, tokio::spawn(teller.run(writer.clone(), ended)))
+}
+
+/// How many connections are allowed of `asked`.
+pub(crate) fn connections(asked: usize) -> usize {
+    files::connections(asked)
+}
+
+/// Counts as open until it is dropped, also where the task is ended from outside.
+struct Open<'a>(&'a std::sync::atomic::AtomicU64);
+
+impl<'a> Open<'a> {
+    fn new(count: &'a std::sync::atomic::AtomicU64) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Removes nodes that were silent for too long, for ever. A heartbeat that
@@ -281,7 +474,7 @@ async fn expire(service: &Service, writer: &Writer) {
     loop {
         interval.tick().await;
         let now = unix_now();
-        let due = next_expiry(&service.state()).is_some_and(|next| next <= now);
+        let due = service.state().next_end().is_some_and(|next| next <= now);
         if due {
             let outcomes = writer.submit(vec![Command::own(now, Op::Expire {})]).await;
             if let Some(Err(refusal)) = outcomes.first() {
@@ -291,9 +484,25 @@ async fn expire(service: &Service, writer: &Writer) {
     }
 }
 
-async fn listen(config: &Config) -> Result<TcpListener, StartError> {
-    let candidates = listen_candidates(&config.addr).await.map_err(|e| listen_error(config, e))?;
-    TcpListener::bind(candidates.as_slice()).await.map_err(|e| listen_error(config, e))
+async fn listen(key: &'static str, addr: &str) -> Result<(TcpListener, SocketAddr), StartError> {
+    let refused = |source| StartError::Listen { key, addr: addr.to_owned(), source };
+    let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for candidate in listen_candidates(addr).await.map_err(refused)? {
+        match listen_on(candidate).and_then(|l| l.local_addr().map(|local| (l, local))) {
+            Ok(listening) => return Ok(listening),
+            Err(e) => failed = e,
+        }
+    }
+    Err(refused(failed))
+}
+
+fn listen_on(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As usual for a server on Unix: else it could not start again at once.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 fn state_error(config: &Config, e: RestoreError) -> StartError {
@@ -302,8 +511,4 @@ fn state_error(config: &Config, e: RestoreError) -> StartError {
         RestoreError::Audit(e) => StartError::Audit(e),
         source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
     }
-}
-
-fn listen_error(config: &Config, source: io::Error) -> StartError {
-    StartError::Listen { key: config.addr_key, addr: config.addr.clone(), source }
 }

@@ -6,8 +6,6 @@ mod networks;
 mod published_networks;
 mod views;
 
-pub(crate) use networks::next_expiry;
-
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -26,9 +24,10 @@ use crate::admins::Admins;
 use crate::audit::Audit;
 use crate::events::Events;
 use crate::limits::{Beacons, RateLimit};
+use crate::metrics::Metrics;
 use crate::rules::{JoinRules, NoRules};
 use crate::state::{
-    Command, MAX_JUSTIFICATION, MAX_OWNER, NodeRecord, Op, Origin, Refusal, Register, Signer,
+    Command, MAX_JUSTIFICATION, MAX_OWNER, Node, NodeRecord, Op, Origin, Refusal, Register, Signer,
     State, check_hostname, check_tags,
 };
 
@@ -91,6 +90,7 @@ pub struct Service {
     admins: Admins,
     any_node_makes_networks: bool,
     joins: joining::Joins,
+    metrics: Arc<Metrics>,
     audit: Audit,
 }
 
@@ -114,6 +114,7 @@ impl Service {
             admins: Admins::default(),
             any_node_makes_networks: false,
             joins: joining::Joins::default(),
+            metrics: Arc::default(),
             audit: Audit::default(),
         }
     }
@@ -132,6 +133,28 @@ impl Service {
     /// When it is wrong, or there are no administrators.
     pub fn administrator(&self, token: &str) -> Result<String, Refusal> {
         self.admins.named(token)
+    }
+
+    /// Counts here.
+    #[must_use]
+    pub(crate) fn with_metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// What is counted.
+    pub(crate) const fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Who is an administrator.
+    pub(crate) const fn admins(&self) -> &Admins {
+        &self.admins
+    }
+
+    /// Admits so many registrations a minute and source from now on.
+    pub(crate) fn set_register_rate(&self, rate: u32) {
+        lock(&self.rate).set_rate(rate);
     }
 
     /// Asks these about joins.
@@ -243,13 +266,17 @@ impl Service {
             "resolve" => return self.resolve(fields, asker),
             "resolve_hostname" => return self.resolve_hostname(fields),
             "heartbeat" => {
-                self.signer(node, asker, fields, || challenge::heartbeat(node))?;
-                self.state().node(node)?.touch(now);
+                let text = || challenge::heartbeat(node);
+                let heard = |_: &State, node: &Node| node.touch(now);
+                self.repeated(node, asker, fields, Node::HEARTBEAT, text, heard)?;
                 return Ok(reply(Heartbeat { time: now }));
             }
             "poll_handshakes" => {
-                let by = self.signer(node, asker, fields, || challenge::poll_handshakes(node))?;
-                if !self.state().has_handshakes(node) {
+                let text = || challenge::poll_handshakes(node);
+                let waits = |state: &State, _: &Node| state.has_handshakes(node);
+                let (by, waits) =
+                    self.repeated(node, asker, fields, Node::POLL_HANDSHAKES, text, waits)?;
+                if !waits {
                     return Ok(reply(Handshakes { requests: vec![], responses: vec![] }));
                 }
                 Op::TakeHandshakes { by }
@@ -363,6 +390,37 @@ impl Service {
             return Err(bad);
         }
         Ok(Signer { node, key })
+    }
+
+    /// As [`Self::signer`], for what a node signs alike each time, so that it is
+    /// verified once; `look` looks at the node then, under one lock with the
+    /// check if it is known.
+    fn repeated<T>(
+        &self,
+        node: NodeId,
+        asker: &Asker,
+        fields: &Fields<'_>,
+        kind: u8,
+        challenge: impl FnOnce() -> String,
+        look: impl FnOnce(&State, &Node) -> T,
+    ) -> Result<(Signer, T), Refusal> {
+        let signature = Signature::from_base64(&fields.signature);
+        {
+            let state = self.state();
+            let found = state.node(node)?;
+            let signer = Signer { node, key: found.record.key };
+            let good = |signature: &Signature| found.knows_signature(kind, &signature.0);
+            if asker.session == Some(signer) || signature.as_ref().is_some_and(good) {
+                return Ok((signer, look(&state, found)));
+            }
+        }
+        let signer = self.signer(node, asker, fields, challenge)?;
+        let state = self.state();
+        let found = state.node(node)?;
+        if let Some(signature) = signature {
+            found.remember_signature(kind, &signer.key, &signature.0);
+        }
+        Ok((signer, look(&state, found)))
     }
 
     /// Checks that `signature` answers the nonce that a connection was given,

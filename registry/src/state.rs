@@ -12,6 +12,7 @@ mod apply;
 mod census;
 mod change;
 mod command;
+mod hostnames;
 mod listing;
 mod loading;
 mod names;
@@ -36,9 +37,9 @@ pub use command::{Actor, Admission, Command, Denial, Imported, Op, Origin, Regis
 pub use loading::{Loading, StateError};
 pub use names::{check_hostname, check_network_name, check_tags};
 pub use network::{
-    Invitation, MAX_INVITATIONS, MAX_INVITATIONS_EACH, MAX_INVITATIONS_IN_ALL, MAX_MEMBER_TAG,
-    MAX_MEMBER_TAGS, MAX_MEMBERSHIPS, MAX_NETWORKS, MAX_RULE_CONFIG, MAX_RULES, MAX_TOKENS, Member,
-    Network, NetworkRecord, Token,
+    Invitation, MAX_ENDED, MAX_INVITATIONS, MAX_INVITATIONS_EACH, MAX_INVITATIONS_IN_ALL,
+    MAX_MEMBER_TAG, MAX_MEMBER_TAGS, MAX_MEMBERSHIPS, MAX_NETWORKS, MAX_RULE_CONFIG, MAX_RULES,
+    MAX_TOKENS, Member, Network, NetworkRecord, Token,
 };
 pub use nodes::{KeyEntry, Node, NodeRecord};
 pub use refusal::Refusal;
@@ -76,7 +77,7 @@ pub struct State {
     owners: HashMap<Arc<str>, NodeId>,
     /// The other way round; each node ID has one owner text at most.
     owned: HashMap<NodeId, Arc<str>>,
-    hostnames: HashMap<Box<str>, NodeId>,
+    hostnames: hostnames::Hostnames,
     trust: trust::Trust,
     /// What waits for a node; none of them is empty.
     inboxes: BTreeMap<NodeId, rows::Inbox>,
@@ -101,7 +102,7 @@ impl Default for State {
             revoked: BTreeSet::new(),
             owners: HashMap::new(),
             owned: HashMap::new(),
-            hostnames: HashMap::new(),
+            hostnames: hostnames::Hostnames::default(),
             trust: trust::Trust::default(),
             inboxes: BTreeMap::new(),
             networks: networks::Networks::default(),
@@ -207,7 +208,7 @@ impl State {
     }
 
     /// When the next membership, token or invitation ends: from then on
-    /// [`Op::Expire`] has something to do.
+    /// [`Op::Expire`] has something to do, once or more often.
     pub fn next_end(&self) -> Option<u64> {
         self.networks.next_end()
     }
@@ -254,8 +255,8 @@ impl State {
     /// When nobody has the name.
     pub fn named(&self, hostname: &str) -> Result<&Node, Refusal> {
         self.hostnames
-            .get(hostname)
-            .and_then(|id| self.nodes.get(*id))
+            .find(hostname, &self.nodes)
+            .and_then(|id| self.nodes.get(id))
             .ok_or_else(|| Refusal::UnknownHostname(hostname.to_owned()))
     }
 

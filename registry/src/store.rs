@@ -160,6 +160,9 @@ pub enum StoreError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What cannot be audited is not done.
+    #[error("the audit log cannot be written, as it says; changes are refused until it can be")]
+    Unaudited,
     /// Another writer owns the log.
     #[error("state file {}: another registry has opened it and owns it now; this one ends; run one registry for each file", .0.display())]
     Fenced(PathBuf),

@@ -18,8 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::audit::{Audit, Draft};
 use crate::events::{Before, Events};
+use crate::metrics::Metrics;
 use crate::push::Hub;
-use crate::service::{read, write};
+use crate::service::{Admitted, read, write};
 use crate::state::{Command, Refusal, RowKey, State};
 use crate::store::{CommandLog, StoreError};
 
@@ -44,6 +45,8 @@ pub(crate) struct Followers {
     pub hub: Hub,
     /// After them.
     pub events: Events,
+    /// As it happens.
+    pub metrics: Arc<Metrics>,
 }
 
 struct Job {
@@ -85,6 +88,20 @@ impl Writer {
             Ok(()) => outcomes.await.unwrap_or_else(|_| lost()),
             Err(_) => lost(),
         }
+    }
+
+    /// Brings what was admitted to its answer.
+    pub(crate) async fn settle(&self, admitted: Admitted) -> Outcome {
+        let (command, then) = match admitted {
+            Admitted::Reply(reply) => return Ok(reply),
+            Admitted::Write(command) => (command, None),
+            Admitted::WriteThen(command, then) => (command, Some(then)),
+        };
+        let outcome = self.submit(vec![command]).await.pop().unwrap_or(Err(Refusal::Storage));
+        outcome.map(|led_to| match then {
+            Some(then) => then.answer(led_to),
+            None => led_to,
+        })
     }
 }
 
@@ -138,7 +155,7 @@ fn run(
     mut queue: mpsc::Receiver<Job>,
     followers: &Followers,
 ) -> Result<(), StoreError> {
-    let Followers { audit, hub, events } = followers;
+    let Followers { audit, hub, events, metrics } = followers;
     let mut commands = Vec::new();
     let mut waiting = Vec::new();
     let mut happened = Vec::new();
@@ -154,8 +171,17 @@ fn run(
             next = if commands.len() < MAX_BATCH { queue.try_recv().ok() } else { None };
         }
         let first = read(state).applied() + 1;
-        let stored =
-            if audit.is_healthy() { log.append(first, &commands).map_err(Some) } else { Err(None) };
+        let began = Instant::now();
+        let stored = if audit.is_healthy() {
+            log.append(first, &commands)
+        } else {
+            Err(StoreError::Unaudited)
+        };
+        metrics.store.committed(
+            commands.len(),
+            began.elapsed(),
+            stored.as_ref().err().map(|e| e as _),
+        );
         let mut outcomes = match stored {
             Ok(()) => {
                 let wanted = events.wanted();
@@ -174,8 +200,8 @@ fn run(
                 apply(state, &commands, each)
             }
             Err(e) => {
-                complaints.refused(commands.len(), e.as_ref());
-                end = e.filter(StoreError::ends_the_log);
+                complaints.refused(commands.len(), &e);
+                end = Some(e).filter(StoreError::ends_the_log);
                 vec![Err(Refusal::Storage); commands.len()]
             }
         }
@@ -191,7 +217,7 @@ fn run(
         if let Some(e) = end {
             return Err(e);
         }
-        checkpoint_if_due(state, log.as_mut(), audit, &mut owed)?;
+        checkpoint_if_due(state, log.as_mut(), audit, metrics, &mut owed)?;
     }
     Ok(())
 }
@@ -204,13 +230,10 @@ struct Complaints {
 }
 
 impl Complaints {
-    /// Without an error of the command log it is the audit log that fails.
-    fn refused(&mut self, count: usize, e: Option<&StoreError>) {
+    fn refused(&mut self, count: usize, e: &StoreError) {
         self.unsaid += count;
-        let last = e.is_some_and(StoreError::ends_the_log);
-        if last || self.last.is_none_or(|last| last.elapsed() >= COMPLAINT) {
-            let why = e.map_or("the audit log cannot be written".to_owned(), ToString::to_string);
-            tracing::error!("{} requests refused: {why}", std::mem::take(&mut self.unsaid));
+        if e.ends_the_log() || self.last.is_none_or(|last| last.elapsed() >= COMPLAINT) {
+            tracing::error!("{} requests refused: {e}", std::mem::take(&mut self.unsaid));
             self.last = Some(Instant::now());
         }
     }
@@ -234,11 +257,13 @@ fn checkpoint_if_due(
     state: &RwLock<State>,
     log: &mut dyn CommandLog,
     audit: &Audit,
+    metrics: &Metrics,
     owed: &mut Vec<RowKey>,
 ) -> Result<(), StoreError> {
     if !log.wants_checkpoint() {
         return Ok(());
     }
+    let began = Instant::now();
     // What the log forgets can no longer be audited by replaying it.
     if let Err(e) = audit.flush() {
         tracing::error!("checkpoint not written, the log keeps growing: {e}");
@@ -252,7 +277,9 @@ fn checkpoint_if_due(
         let state = read(state);
         (state.applied(), owed.iter().map(|key| state.row(key)).collect::<Vec<_>>())
     };
-    match log.checkpoint(applied, &rows) {
+    let written = log.checkpoint(applied, &rows);
+    metrics.store.checkpointed(began.elapsed(), written.as_ref().err().map(|e| e as _));
+    match written {
         Ok(()) => owed.clear(),
         Err(e) if e.ends_the_log() => return Err(e),
         Err(e) => tracing::error!("checkpoint not written, the log keeps growing: {e}"),

@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use client::{Client, Identity, PATIENCE, config, eventually, with_registry};
+use client::{Client, Identity, PATIENCE, Program, config, eventually, with_registry};
 use pilot_registry::Config;
 use pilot_wire::registry::append_frame;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -133,5 +133,115 @@ fn connections_are_bounded() {
             frame.extend(request.as_bytes());
             client.stream.write_all(&frame).is_ok() && client.receive().is_some()
         });
+    });
+}
+
+/// Resident memory of a process, in bytes.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn many_idle_connections_cost_little_each() {
+    // As many as both processes may have files for, which the registry says.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    let count = limit.maximum.unwrap_or(u64::MAX).saturating_sub(600).min(20_000);
+    let args = ["-addr", "127.0.0.1:0", "-register-rate", "0"];
+    let program = Program::start(env!("CARGO_BIN_EXE_pilot-registry"), &args);
+    let addr = program.addr("addr");
+    check_serves(addr, 1);
+    let before = resident(program.child.id());
+    let lookup = json!({"type": "lookup", "node_id": 1});
+    let mut idle: Vec<_> = (0..count)
+        .map(|n| {
+            let mut client = Client::connect(addr);
+            // Some have spoken, some have not, and some are in the middle of it.
+            match n % 4 {
+                0 => assert_eq!(client.ask(lookup.clone())["type"], "lookup_ok"),
+                1 => client.stream.write_all(&[0, 0, 1]).unwrap(),
+                2 => client.stream.write_all(&[0, 0, 0, 200, b'{']).unwrap(),
+                _ => {}
+            }
+            client
+        })
+        .collect();
+    // The last of them is accepted, and all are served still.
+    check_serves(addr, 2);
+    for client in idle.iter_mut().step_by(4 * 97) {
+        assert_eq!(client.ask(lookup.clone())["type"], "lookup_ok");
+    }
+    let each = resident(program.child.id()).saturating_sub(before) / count;
+    println!("{count} idle connections, {each} bytes each");
+    assert!(each < 8 * 1024, "{each} bytes for an idle connection");
+    drop(idle);
+    check_serves(addr, 3);
+    assert!(program.terminate());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn files_that_the_system_does_not_allow_bound_connections() {
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", "ulimit -n 300 && exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_pilot-registry"))
+        .args(["-addr", "127.0.0.1:0", "-register-rate", "0", "-log-level", "warn"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ready = client::ready_line(&mut child);
+    let program = Program { child, ready };
+    let addr = program.addr("addr");
+    let mut first = Client::connect(addr);
+    let key = Identity::new(1);
+    let id = first.register(&key);
+    // Far more than there are files for: the surplus is closed, nobody waits.
+    let mut others: Vec<_> = (0..400).map(|_| Client::connect(addr)).collect();
+    assert_eq!(others.last_mut().unwrap().receive(), None);
+    assert_eq!(first.ask(key.signed("heartbeat", id, json!({})))["type"], "heartbeat_ok");
+    drop(others);
+    eventually("there is room again", || {
+        let mut client = Client::connect(addr);
+        let mut frame = Vec::new();
+        append_frame(&mut frame, &json!({"type": "lookup", "node_id": id})).unwrap();
+        client.stream.write_all(&frame).is_ok() && client.receive().is_some()
+    });
+    assert!(program.terminate());
+}
+
+#[test]
+fn requests_beyond_the_published_ones_can_be_broken_in_any_way() {
+    with_registry(config(), |addr| {
+        check_serves(addr, 1);
+        let requests = [
+            json!({"type": "session_open", "node_id": 1, "epoch": "e", "since": 9, "peers": [1],
+                   "signature": Identity::new(1).sign("x")}),
+            json!({"type": "session_watch", "add": [1, 2], "remove": [3]}),
+            json!({"type": "network_create", "name": "n", "join": {"rules": [{"rule": "open"}]}}),
+            json!({"type": "network_join", "network": 1, "proofs": {"token": "t"}}),
+            json!({"type": "invite", "network": "n", "to": {"node": 2}, "expires": 9}),
+            json!({"type": "audit_query", "limit": 5}),
+        ];
+        let mut rng = StdRng::seed_from_u64(0x5E55);
+        for round in 0..600 {
+            let mut client = Client::connect(addr);
+            client.send_raw(br#"{"type":"session_challenge"}"#);
+            let mut body = requests[round % requests.len()].to_string().into_bytes();
+            // The type stays mostly whole, so that what it has is reached.
+            let mut rest = body.split_off(if round % 5 == 0 { 1 } else { 12 });
+            mutate(&mut rest, &mut rng);
+            body.append(&mut rest);
+            client.send_raw(&body);
+            assert_eq!(client.receive().unwrap()["type"], "session_challenge_ok");
+            // An answer, or the end for what is no object.
+            if let Some(answer) = client.receive() {
+                assert!(answer["type"].is_string(), "{answer}");
+            }
+        }
+        check_serves(addr, 2);
     });
 }

@@ -3,10 +3,10 @@
 
 mod client;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 
+use client::plugins::plugin;
 use client::{Client, Identity, Program, eventually};
 use pilot_host::{Settings, State};
 use pilot_plugin::{JoinRequest, Verdict};
@@ -16,24 +16,6 @@ use serde_json::{Value, json};
 
 const REGISTRY: &str = env!("CARGO_BIN_EXE_pilot-registry");
 const RENDEZVOUS: &str = env!("CARGO_BIN_EXE_pilot-rendezvous");
-
-/// Builds a plugin of the workspace with the profile of this test, and gives
-/// its file.
-fn plugin(package: &str) -> PathBuf {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // target/PROFILE/deps/TEST
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).unwrap();
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.args(["build", "--quiet", "--offline", "--package", package]);
-    command.arg("--target-dir").arg(profile.parent().unwrap());
-    if profile.ends_with("release") {
-        command.arg("--release");
-    }
-    assert!(command.status().unwrap().success(), "{package} does not build");
-    profile.join(format!("lib{}.so", package.replace('-', "_")))
-}
 
 /// Events in a file of the plugin sink-file; none before there is a file.
 fn events(file: &Path) -> Vec<Value> {
@@ -233,6 +215,8 @@ async fn hosting(dir: &Path, plugins: &str) -> Registry {
     let config = Config {
         data: Some(dir.join("data")),
         plugins: Settings::parse(plugins, &file).unwrap(),
+        // What ships with Pilot is not there.
+        plugin_path: Some(Vec::new()),
         ..client::config()
     };
     let registry = Registry::start(config).await.unwrap();
@@ -295,9 +279,14 @@ async fn joins_are_judged_by_a_plugin_and_denied_without_a_verdict() {
         assert!(reason.contains("hostile") && reason.contains(why), "{mode}: {reason}");
     }
 
-    // None is hosted.
-    let registry = Registry::start(client::config()).await.unwrap();
+    // None is there.
+    let config = Config { plugin_path: Some(Vec::new()), ..client::config() };
+    let registry = Registry::start(config).await.unwrap();
+    registry.plugins().ready().await;
     let reason = denied(registry.service().validate(request("hostile", "open sesame")).await);
-    assert!(reason.contains("hosts no plugins"), "{reason}");
-    assert!(registry.plugins().list().is_empty() && service.join_rules().len() == 1);
+    assert_eq!(reason, "no plugin provides the join rule \"hostile\"");
+    assert!(registry.service().join_rules().is_empty());
+    let failed = registry.plugins().list();
+    assert_eq!(failed.len(), 3, "the shipped join rules: {failed:?}");
+    assert!(failed.iter().all(|plugin| plugin.state == State::Failed), "{failed:?}");
 }

@@ -9,7 +9,10 @@ mod process;
 mod receiver;
 
 pub use data::{EchoApp, Pattern, drain, drain_prefix, pour, round_trip};
-pub use network::{Daemon, DaemonOptions, LIFTED, Network, establish_trust, eventually};
+pub use network::{
+    ADMIN_TOKEN, Daemon, DaemonOptions, LIFTED, Network, RegistryOptions, establish_trust,
+    eventually,
+};
 pub use plugins::{VersionPlugin, compile_plugin, install};
 pub use process::{
     Finished, POLL, Process, START_LIMIT, binary, command, cpu_time, resident_bytes, run,

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use pilot_wire::beacon::RELAY_HEADER_LEN;
-use pilot_wire::packet::{Flags, Header, Protocol};
 use pilot_wire::tunnel::AuthKey;
 use pilot_wire::{Address, NodeId, SocketAddress};
 use rand::rngs::StdRng;
@@ -24,7 +23,7 @@ use crate::event::{
 };
 use crate::info::{Counters, PeerInfo, StreamInfo};
 use crate::memory::Memory;
-use crate::networks::Networks;
+use crate::networks::{Networks, datagram_header};
 use crate::peer::{Outgoing, Peer};
 use crate::ports::{Bucket, Ports};
 use crate::receive::Via;
@@ -151,19 +150,6 @@ pub enum DatagramError {
         /// What fits now.
         limit: usize,
     },
-}
-
-/// The header of a datagram packet.
-pub(crate) fn datagram_header(source: SocketAddress, destination: SocketAddress) -> Header {
-    Header {
-        flags: Flags::NONE,
-        protocol: Protocol::Datagram,
-        source,
-        destination,
-        seq: 0,
-        ack: 0,
-        window: 0,
-    }
 }
 
 impl Core {

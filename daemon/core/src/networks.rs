@@ -2,10 +2,11 @@
 //! shares with a peer, and datagrams to all of one. The driver says who shares
 //! what; nothing that a peer says about itself counts.
 
+use pilot_wire::packet::{Flags, Header, Protocol};
 use pilot_wire::{Address, NodeId, SocketAddress};
 use rustc_hash::FxHashMap;
 
-use crate::core::{Core, DatagramError, datagram_header};
+use crate::core::{Core, DatagramError};
 use crate::event::CloseReason;
 use crate::peer::Outgoing;
 use crate::stream::Stream;
@@ -32,6 +33,19 @@ impl Networks {
     pub(crate) fn shared_with(&self, node: NodeId, network: u16) -> bool {
         network == 0
             || self.has(network) && self.shared.get(&node).is_some_and(|n| n.contains(&network))
+    }
+}
+
+/// The header of a datagram packet.
+pub(crate) fn datagram_header(source: SocketAddress, destination: SocketAddress) -> Header {
+    Header {
+        flags: Flags::NONE,
+        protocol: Protocol::Datagram,
+        source,
+        destination,
+        seq: 0,
+        ack: 0,
+        window: 0,
     }
 }
 

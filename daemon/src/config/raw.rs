@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use pilot_host::{Settings, SettingsError};
 
 use super::keys::{KEYS, Key, PROGRAM};
+use super::networks::{self, WantedNetwork};
 
 /// Where a value was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +100,7 @@ pub struct RawConfig {
     home: Option<PathBuf>,
     file: Option<PathBuf>,
     settings: Settings,
+    networks: Vec<WantedNetwork>,
 }
 
 impl RawConfig {
@@ -126,16 +128,19 @@ impl RawConfig {
         let file = flags.get("config").or_else(|| from_env.get("config").map(|(path, _)| path));
         let file = file.filter(|path| !path.is_empty()).map(PathBuf::from);
         let mut settings = Settings::default();
+        let mut wanted = Vec::new();
         if let Some(path) = &file {
             let text = std::fs::read_to_string(path)
                 .map_err(|source| ConfigError::File { path: path.clone(), source })?;
-            values.extend(read_file(path, &text)?);
+            let (given, networks) = read_file(path, &text)?;
+            values.extend(given);
+            wanted = networks;
             settings = Settings::parse(&text, path)?;
         }
         values.extend(from_env);
         values.extend(flags.into_iter().map(|(k, v)| (k, (v, Origin::Flag))));
         let home = env("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
-        Ok(Invocation::Run(Self { values, home, file, settings }))
+        Ok(Invocation::Run(Self { values, home, file, settings, networks: wanted }))
     }
 
     /// The trimmed text of a key.
@@ -157,6 +162,11 @@ impl RawConfig {
     /// What the file says of plugins and scripts.
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The networks to join.
+    pub(super) fn networks(&self) -> &[WantedNetwork] {
+        &self.networks
     }
 
     /// The user's home folder.
@@ -193,8 +203,16 @@ fn find(name: &str) -> Option<&'static Key> {
 
 /// The known key closest to `name`, if any is close.
 fn nearest(name: &str) -> Option<&'static str> {
-    let name = name.replace('_', "-").to_lowercase();
     let known = KEYS.iter().map(|k| k.name).chain(Settings::KEYS.iter().copied());
+    nearest_of(name, known.chain([networks::KEY]))
+}
+
+/// The one of `known` closest to `name`, if any is close.
+pub(super) fn nearest_of(
+    name: &str,
+    known: impl Iterator<Item = &'static str>,
+) -> Option<&'static str> {
+    let name = name.replace('_', "-").to_lowercase();
     let (distance, key) = known.map(|k| (edit_distance(&name, k), k)).min()?;
     (distance <= name.len().max(key.len()) / 2).then_some(key)
 }
@@ -254,20 +272,25 @@ fn usage() -> String {
 
 type FileValues = Vec<(&'static str, (String, Origin))>;
 
-fn read_file(path: &Path, text: &str) -> Result<FileValues, ConfigError> {
+fn read_file(path: &Path, text: &str) -> Result<(FileValues, Vec<WantedNetwork>), ConfigError> {
     let yaml = |problem: String| ConfigError::Yaml { path: path.to_owned(), problem };
     let mapping = match serde_yaml::from_str(text).map_err(|e| yaml(e.to_string()))? {
-        serde_yaml::Value::Null => return Ok(Vec::new()),
+        serde_yaml::Value::Null => return Ok((Vec::new(), Vec::new())),
         serde_yaml::Value::Mapping(mapping) => mapping,
         _ => return Err(yaml("line 1: expected keys with values, one per line".to_owned())),
     };
     let mut seen = HashSet::new();
     let mut values = Vec::new();
+    let mut wanted = Vec::new();
     for (name, value) in mapping {
         let name = scalar(&name).ok_or_else(|| yaml("a key is not a word".to_owned()))?;
         let line = line_of(text, &name);
         // Those are the host's, which looks at what is in them.
         if Settings::KEYS.contains(&name.replace('_', "-").as_str()) {
+            continue;
+        }
+        if name == networks::KEY {
+            wanted = networks::parse(&value, text, path)?;
             continue;
         }
         let key = find(&name).ok_or_else(|| ConfigError::UnknownKey {
@@ -287,7 +310,7 @@ fn read_file(path: &Path, text: &str) -> Result<FileValues, ConfigError> {
         })?;
         values.push((key.name, (value, Origin::File(path.to_owned(), line))));
     }
-    Ok(values)
+    Ok((values, wanted))
 }
 
 fn scalar(value: &serde_yaml::Value) -> Option<String> {

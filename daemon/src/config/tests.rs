@@ -242,3 +242,63 @@ fn help_lists_every_key() {
         }
     }
 }
+
+#[test]
+fn networks_have_proofs_from_one_source_each() {
+    let (dir, path) = file(
+        "owner: x\nnetworks:\n  - lab\n  - {name: 7}\n  - name: ops\n    proofs:\n      \
+         token: {file: secrets/ops}\n      oidc: {env: OIDC_TOKEN}\n      ca: {command: [sign, \
+         -n, 3]}\n      word: {value: hush}\n",
+    );
+    let wanted = config(&["-config", &path], &[]).unwrap().networks;
+    let names: Vec<_> = wanted.iter().map(|w| w.network.to_string()).collect();
+    assert_eq!(names, ["lab", "7", "ops"]);
+    assert_eq!(wanted[1].network, pilot_wire::registry::network::NetworkRef::Id(7));
+    let proofs = &wanted[2].proofs;
+    assert_eq!(proofs["token"], Proof::File(dir.path().join("secrets/ops")));
+    assert_eq!(proofs["oidc"], Proof::Env("OIDC_TOKEN".into()));
+    assert_eq!(proofs["ca"], Proof::Command(vec!["sign".into(), "-n".into(), "3".into()]));
+    assert_eq!(proofs["word"], Proof::Value("hush".into()));
+    assert!(!format!("{wanted:?}").contains("hush"), "{wanted:?}");
+    assert!(config(&[], &[]).unwrap().networks.is_empty());
+}
+
+#[test]
+fn what_is_wrong_with_a_network_is_named_with_its_line() {
+    let bad = [
+        ("owner: x\nnetworks: lab\n", "list"),
+        ("networks:\n  - {proofs: {}}\n", "no name"),
+        ("networks:\n  - {name: 0}\n", "1 to 65535"),
+        ("networks:\n  - {name: 70000}\n", "1 to 65535"),
+        ("networks:\n  - {nam: lab}\n", "did you mean name?"),
+        ("networks: [lab,\n  lab]\n", "second time"),
+        ("networks:\n  - {name: lab, proofs: {token: abc}}\n", "exactly one of"),
+        ("networks:\n  - {name: lab, proofs: {token: {}}}\n", "exactly one of"),
+        ("networks:\n  - {name: lab, proofs: {token: {env: A, file: b}}}\n", "exactly one of"),
+        ("networks:\n  - {name: lab, proofs: {token: {fle: b}}}\n", "did you mean file?"),
+        ("networks:\n  - {name: lab, proofs: {token: {command: cat x}}}\n", "no shell"),
+        ("networks:\n  - {name: lab, proofs: {token: {env: ''}}}\n", "no text"),
+    ];
+    for (text, expected) in bad {
+        let line = refused_file(text);
+        assert!(line.contains("line 2") && line.contains(expected), "{line}");
+        assert!(line.contains("networks"), "{line}");
+    }
+    assert!(refused_file("network: [lab]\n").contains("did you mean networks?"));
+}
+
+#[test]
+fn tls_needs_the_fingerprint_of_the_certificate() {
+    let hex = "ab".repeat(32);
+    let colons = vec!["AB"; 32].join(":");
+    let pin: Pin = hex.parse().unwrap();
+    for text in [&hex, &colons] {
+        let c = config(&["-registry-tls", "-registry-fingerprint", text], &[]).unwrap();
+        assert_eq!(c.registry_pin, Some(pin));
+    }
+    assert_eq!(config(&[], &[]).unwrap().registry_pin, None);
+    let line = |args: &[&str]| config(args, &[]).unwrap_err().to_string();
+    assert!(line(&["-registry-tls"]).contains("prints its fingerprint"));
+    assert!(line(&["-registry-fingerprint", &hex]).contains("registry-tls is not true"));
+    assert!(line(&["-registry-tls", "-registry-fingerprint", "abc"]).contains("64 hex digits"));
+}

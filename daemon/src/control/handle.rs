@@ -145,6 +145,10 @@ pub struct ControlStatus {
     pub public: bool,
     /// The endpoint this node is registered under.
     pub endpoint: Option<SocketAddr>,
+    /// `open`, `unsupported` by the registry, or `none` now.
+    pub session: &'static str,
+    /// What an administrator did to this node: it does not register any more.
+    pub revoked: Option<String>,
 }
 
 impl ControlStatus {
@@ -173,6 +177,8 @@ impl Default for ControlStatus {
             owner: String::new(),
             public: false,
             endpoint: None,
+            session: "none",
+            revoked: None,
         }
     }
 }

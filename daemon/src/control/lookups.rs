@@ -20,6 +20,7 @@ use super::membership::Order;
 use super::registry::RegistryError;
 use super::{CallError, ControlEvent, ControlParts, ControlStatus};
 use crate::events::Events;
+use crate::networks::Networks;
 use crate::node::NodeHandle;
 use crate::plugins::PeerBook;
 use crate::state::Store;
@@ -59,6 +60,7 @@ pub(super) struct Lookups {
     node: NodeHandle,
     trust: TrustHandle,
     peers: PeerBook,
+    networks: Networks,
     events: Events,
     orders: mpsc::Sender<Order>,
     status: Arc<watch::Sender<ControlStatus>>,
@@ -66,6 +68,9 @@ pub(super) struct Lookups {
     endpoints: HashSet<NodeId>,
     fresh: HashMap<NodeId, Instant>,
     refused: HashMap<NodeId, Instant>,
+    /// What was found when this node was in other networks says nothing of who
+    /// shares those of now.
+    generation: u64,
     tokens: f64,
     refilled: Instant,
     running: JoinSet<Found>,
@@ -84,6 +89,7 @@ impl Lookups {
             node: parts.node.clone(),
             trust: parts.trust.clone(),
             peers: parts.peers.clone(),
+            networks: parts.networks.clone(),
             events: parts.events.clone(),
             orders,
             status,
@@ -91,6 +97,7 @@ impl Lookups {
             endpoints: HashSet::new(),
             fresh: HashMap::new(),
             refused: HashMap::new(),
+            generation: 0,
             tokens: LOOKUP_BURST,
             refilled: Instant::now(),
             running: JoinSet::new(),
@@ -150,6 +157,7 @@ impl Lookups {
     }
 
     async fn endpoint(&mut self, node: NodeId) {
+        self.networks.watched().touch(node);
         if self.endpoints.contains(&node) {
             return;
         }
@@ -189,6 +197,10 @@ impl Lookups {
 
     /// A key, or that there is none, as far as it is known without asking.
     fn known_key(&mut self, node: NodeId) -> Option<Option<[u8; 32]>> {
+        let generation = self.networks.generation();
+        if std::mem::replace(&mut self.generation, generation) != generation {
+            self.fresh.clear();
+        }
         let fresh = self.fresh.get(&node).is_some_and(|at| at.elapsed() < FRESH);
         if let Some(pinned) = self.pins.key(node) {
             if !fresh && !self.member.is_cut_off() {
@@ -226,7 +238,10 @@ impl Lookups {
                 self.refused.remove(&node);
                 remember(&mut self.fresh, node);
                 let key = found.public_key.0;
-                self.peers.learn(found);
+                // Before the key: what the peer sends next is to be permitted.
+                self.networks.found(node, &found.networks).await;
+                let networks = self.networks.ours(&found.networks);
+                self.peers.learn(Lookup { networks, ..found });
                 Some(self.accept_key(node, key).await)
             }
             Ok(_) => None,

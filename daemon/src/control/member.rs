@@ -5,37 +5,74 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pilot_tls::Pin;
 use pilot_wire::NodeId;
 use pilot_wire::registry::{
-    Deregistered, HandshakeAnswered, HandshakeDelivered, Handshakes, Heartbeat, Lookup, Registered,
-    Reply, Request, Resolved, Signature, TrustReported, TrustRevoked, challenge,
+    Deregistered, Envelope, Extended, HandshakeAnswered, HandshakeDelivered, Handshakes, Heartbeat,
+    Lookup, NetworkJoined, Registered, Reply, Request, Resolved, SessionChallenged, SessionOpened,
+    SessionWatched, Signature, TrustReported, TrustRevoked, challenge, network,
 };
 use serde_json::Value;
 
 use super::handle::Call;
 use super::registry::{Limits, Registry, RegistryError};
+use super::session::{Session, Standing};
 use crate::identity::Identity;
 
 /// Requests in this node's name. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Member {
     registry: Registry,
+    session: Session,
     identity: Identity,
     /// 0 while there is none.
     number: Arc<AtomicU32>,
 }
 
 impl Member {
-    /// A node without a number, connected to the registry at `address`.
-    pub fn new(address: Option<String>, identity: Identity) -> Self {
-        Self::with_limits(address, identity, Limits::DEFAULT)
+    /// A node without a number, connected to the registry at `address`, with
+    /// TLS when a certificate is pinned.
+    pub fn new(address: Option<String>, pin: Option<Pin>, identity: Identity) -> Self {
+        Self::with_limits(address, pin, identity, Limits::DEFAULT)
     }
 
-    pub(super) fn with_limits(address: Option<String>, identity: Identity, limits: Limits) -> Self {
-        Self { registry: Registry::spawn(address, limits), identity, number: Arc::default() }
+    pub(crate) fn with_limits(
+        address: Option<String>,
+        pin: Option<Pin>,
+        identity: Identity,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            registry: Registry::spawn(address, pin, limits),
+            session: Session::new(),
+            identity,
+            number: Arc::default(),
+        }
     }
 
-    pub(super) fn registry(&self) -> &Registry {
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Whether a session is open on the present connection.
+    pub(crate) fn has_session(&self) -> bool {
+        self.need_session().is_ok()
+    }
+
+    /// Why there is no session, when there is none.
+    pub(crate) fn need_session(&self) -> Result<(), RegistryError> {
+        let state = self.session.state();
+        let link = self.registry.link();
+        let link = link.borrow();
+        let present = link.connected && state.connection == link.opened;
+        match state.standing {
+            Standing::Open if present => Ok(()),
+            Standing::Unsupported if present => Err(RegistryError::NoNetworks),
+            _ => Err(RegistryError::NoSession(link.error.clone().filter(|_| !link.connected))),
+        }
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
         &self.registry
     }
 
@@ -85,6 +122,63 @@ impl Member {
     pub(super) async fn heartbeat(&self) -> Result<(), RegistryError> {
         let (node_id, signature) = self.signed(challenge::heartbeat)?;
         self.registry.call::<Heartbeat>(&Request::Heartbeat { node_id, signature }).await.map(drop)
+    }
+
+    /// A heartbeat on a session, whose answer may take less time.
+    pub(super) async fn beat(&self) -> Result<(), RegistryError> {
+        let (node_id, signature) = self.signed(challenge::heartbeat)?;
+        let request = Request::Heartbeat { node_id, signature };
+        self.registry
+            .call_within::<Heartbeat>(&request, self.registry.limits().beat)
+            .await
+            .map(drop)
+    }
+
+    /// Opens a session on the present connection.
+    pub(super) async fn open_session(
+        &self,
+        peers: Vec<NodeId>,
+    ) -> Result<SessionOpened, RegistryError> {
+        let node_id = self.node().ok_or(RegistryError::Unregistered)?;
+        let state = self.session.state();
+        let SessionChallenged { nonce } = self.extended(Extended::SessionChallenge {}).await?;
+        let signature = self.identity.sign(&challenge::session(node_id, &nonce));
+        let (epoch, since) = (state.epoch, state.since);
+        self.extended(Extended::SessionOpen { node_id, signature, epoch, since, peers }).await
+    }
+
+    pub(super) async fn watch_peers(
+        &self,
+        add: Vec<NodeId>,
+        remove: Vec<NodeId>,
+    ) -> Result<(), RegistryError> {
+        self.extended::<SessionWatched>(Extended::SessionWatch { add, remove }).await.map(drop)
+    }
+
+    /// Joins a network, on a session.
+    pub(crate) async fn join_network(
+        &self,
+        network: network::NetworkRef,
+        proofs: serde_json::Map<String, Value>,
+    ) -> Result<network::Membership, RegistryError> {
+        self.need_session()?;
+        let request = Extended::NetworkJoin { network, proofs };
+        Ok(self.extended::<NetworkJoined>(request).await?.membership)
+    }
+
+    /// One of any kind; the answer, of type `expected`, is the registry's.
+    pub(crate) async fn call_extended(
+        &self,
+        request: &Envelope,
+        expected: &'static str,
+    ) -> Result<Value, RegistryError> {
+        self.registry.call_extended(request, expected).await
+    }
+
+    /// A request beyond the published ones.
+    pub(crate) async fn extended<T: Reply>(&self, request: Extended) -> Result<T, RegistryError> {
+        let value = self.registry.call_extended(&Envelope::new(request), T::KIND).await?;
+        serde_json::from_value(value).map_err(|e| RegistryError::Malformed(format!("oddly: {e}")))
     }
 
     pub(super) async fn poll_handshakes(&self) -> Result<Handshakes, RegistryError> {

@@ -1,5 +1,5 @@
-//! Joining the registry and staying joined: discovery, registration, restoring
-//! what the user set, heartbeats, and waiting handshakes.
+//! Joining the registry and staying joined: discovery, registration, the
+//! session, restoring what the user set, heartbeats, and waiting handshakes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::handle::Call;
 use super::member::Member;
 use super::registry::RegistryError;
+use super::session::Standing;
 use super::{ControlEvent, ControlParts, ControlStatus};
 use crate::events::Events;
 use crate::node::NodeHandle;
@@ -31,6 +32,12 @@ const MAX_FAILED: u32 = 3;
 /// Pauses between attempts to join that the registry refused.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A session that the registry ended is opened again at a random moment within
+/// this time; ...
+const REOPEN: Duration = Duration::from_secs(3);
+/// ... one that another connection of this node has taken, within this time
+/// after it, so that two daemons with one identity do not chase each other.
+const REPLACED: Duration = Duration::from_secs(30);
 /// While an answer is expected, handshakes are fetched this often ...
 const EAGER_POLL: Duration = Duration::from_secs(1);
 /// ... for this long, ...
@@ -52,6 +59,10 @@ pub(super) enum Order {
     Poll(oneshot::Sender<()>),
     /// An answer to a handshake is expected.
     Expect,
+    /// The registry says that handshakes wait.
+    Fetch,
+    /// The registry ended the session, with this code.
+    Ended(String),
     /// The user left the registry.
     Left,
 }
@@ -71,6 +82,10 @@ pub(super) struct Membership {
     told_on: u64,
     /// It has been registered in this run.
     was_registered: bool,
+    /// When what is only due every keepalive interval was last done.
+    last_round: Instant,
+    /// When a session that ended is opened again.
+    reopen: Option<Instant>,
 }
 
 impl Membership {
@@ -89,6 +104,8 @@ impl Membership {
             failed: 0,
             told_on: 0,
             was_registered: false,
+            last_round: Instant::now(),
+            reopen: None,
         }
     }
 
@@ -98,8 +115,11 @@ impl Membership {
         }
         self.find_beacon().await;
         self.discover().await;
-        self.join().await;
-        self.stay().await;
+        if self.join().await {
+            self.stay().await;
+        } else {
+            self.stay_away().await;
+        }
     }
 
     async fn find_beacon(&self) {
@@ -149,7 +169,7 @@ impl Membership {
             Order::Observed(endpoint) => self.observed = Some(endpoint),
             Order::Expect => self.expected_since = Some(Instant::now()),
             // Dropping the sender is the answer: nothing was fetched.
-            Order::Poll(_) | Order::Left => {}
+            Order::Poll(_) | Order::Left | Order::Fetch | Order::Ended(_) => {}
         }
     }
 
@@ -162,8 +182,9 @@ impl Membership {
         }
     }
 
-    /// Registers, however long it takes.
-    async fn join(&mut self) {
+    /// Registers, however long it takes. Returns false when this node may never
+    /// register again.
+    async fn join(&mut self) -> bool {
         let mut pause = FIRST_PAUSE;
         let mut link = self.parts.member.registry().link();
         loop {
@@ -172,7 +193,7 @@ impl Membership {
             match self.parts.member.register(&listen_addr, owner).await {
                 Ok(registered) => {
                     self.joined(&registered, listen_addr).await;
-                    return;
+                    return true;
                 }
                 Err(RegistryError::Unreachable(reason)) => {
                     tracing::debug!("not joined: registry {reason}");
@@ -185,6 +206,10 @@ impl Membership {
                     .await;
                     // A connection that never answers must not be hammered.
                     sleep(Duration::from_millis(100)).await;
+                }
+                Err(e) if e.has_code("revoked") => {
+                    self.revoked(&e.to_string());
+                    return false;
                 }
                 Err(e) => {
                     tracing::warn!("the registry does not register this node: {e}");
@@ -229,6 +254,7 @@ impl Membership {
         self.parts.events.set_node(node);
         self.failed = 0;
         self.parts.node.control(ControlEvent::Registered { node, address }).await;
+        self.open_session().await;
         self.tell_everything().await;
         tracing::info!(%node, %address, endpoint = listen_addr, "registered");
         self.status.send_modify(|s| {
@@ -237,6 +263,7 @@ impl Membership {
             s.registered = true;
             s.endpoint = listen_addr.parse().ok();
         });
+        self.last_round = Instant::now();
         let again = std::mem::replace(&mut self.was_registered, true);
         self.parts.events.emit(|| match again {
             true => Happening::NodeReregistered { address },
@@ -253,6 +280,79 @@ impl Membership {
         self.told_on = self.opened();
         self.restore().await;
         self.parts.trust.send(trust::Command::Joined).await;
+    }
+
+    /// Opens a session, if that has not been tried on this connection. A
+    /// published registry does not know the request; it is polled then.
+    async fn open_session(&mut self) {
+        let (member, networks) = (self.parts.member.clone(), self.parts.networks.clone());
+        let session = member.session();
+        self.reopen = None;
+        let connection = self.opened();
+        if session.was_tried(connection) {
+            return;
+        }
+        session.begin();
+        let result = member.open_session(networks.watched().take_all()).await;
+        // It may be another one meanwhile: the nonce was good only on this.
+        let now = self.opened();
+        let standing = match result {
+            Ok(opened) => {
+                let known = self.parts.store.epoch();
+                let renewed = known.as_ref() != Some(&opened.epoch);
+                self.parts.store.set_epoch(opened.epoch.clone());
+                session.opened(now, opened.epoch, renewed && !opened.resumed);
+                if opened.resumed {
+                    networks.resumed().await;
+                }
+                tracing::info!(resumed = opened.resumed, "session with the registry");
+                networks.watched().tell();
+                self.status.send_modify(|s| s.session = "open");
+                return;
+            }
+            Err(RegistryError::Refused(reply))
+                if matches!(reply.code.as_deref(), None | Some("unknown_type")) =>
+            {
+                tracing::info!("the registry has no sessions; it is asked for news every so often");
+                Standing::Unsupported
+            }
+            Err(e) => {
+                tracing::warn!("no session with the registry: {e}");
+                Standing::Failed
+            }
+        };
+        session.failed(connection, standing);
+        let text = if standing == Standing::Unsupported { "unsupported" } else { "none" };
+        self.status.send_modify(|s| s.session = text);
+    }
+
+    /// The time between heartbeats.
+    fn interval(&self) -> Duration {
+        if self.parts.member.has_session() {
+            self.parts.member.registry().limits().beat_interval.min(self.parts.settings.keepalive)
+        } else {
+            self.parts.settings.keepalive
+        }
+    }
+
+    fn revoked(&mut self, why: &str) {
+        let text = format!(
+            "an administrator has revoked this node ({why}); it does not register again. A new \
+             identity makes it a new node"
+        );
+        tracing::error!("{text}");
+        self.registered_as = None;
+        self.status.send_modify(|s| {
+            (s.registered, s.endpoint) = (false, None);
+            s.revoked = Some(text);
+        });
+    }
+
+    /// Nothing is said any more until the daemon starts again.
+    async fn stay_away(&mut self) {
+        while let Some(order) = self.orders.recv().await {
+            self.note(order);
+        }
     }
 
     /// Which connection to the registry this is.
@@ -295,13 +395,20 @@ impl Membership {
     /// Heartbeats and handshakes, for ever.
     async fn stay(&mut self) {
         let mut link = self.parts.member.registry().link();
-        let mut next_beat = Instant::now() + self.parts.settings.keepalive;
+        let mut next_beat = Instant::now() + self.interval();
         loop {
             let poll = self.next_poll();
+            let reopen = self.reopen;
             tokio::select! {
                 () = sleep_until(next_beat) => {
-                    self.beat().await;
-                    next_beat = Instant::now() + self.parts.settings.keepalive;
+                    if !self.beat().await {
+                        return self.stay_away().await;
+                    }
+                    next_beat = Instant::now() + self.interval();
+                }
+                () = sleep_until(reopen.unwrap_or(next_beat)), if reopen.is_some() => {
+                    self.open_session().await;
+                    next_beat = Instant::now() + self.interval();
                 }
                 () = sleep_until(poll.unwrap_or(next_beat)), if poll.is_some() => self.poll().await,
                 changed = link.changed() => {
@@ -314,8 +421,10 @@ impl Membership {
                     };
                     // A new connection: is this node still known there?
                     if connected && opened != self.told_on {
-                        self.beat().await;
-                        next_beat = Instant::now() + self.parts.settings.keepalive;
+                        if !self.beat().await {
+                            return self.stay_away().await;
+                        }
+                        next_beat = Instant::now() + self.interval();
                     }
                 }
                 order = self.orders.recv() => match order {
@@ -333,9 +442,14 @@ impl Membership {
                 self.observed = Some(endpoint);
                 if self.registered_as.as_ref() != Some(&self.listen_addr()) {
                     tracing::info!(%endpoint, "this node's endpoint changed, registering again");
-                    self.join().await;
+                    if !self.join().await {
+                        self.stay_away().await;
+                        return false;
+                    }
                 }
             }
+            Order::Fetch => self.poll().await,
+            Order::Ended(code) => return self.session_ended(&code).await,
             Order::Poll(done) => {
                 self.poll().await;
                 // An error means that the asker no longer waits.
@@ -346,29 +460,57 @@ impl Membership {
                 tracing::info!("left the registry until the daemon starts again");
                 self.registered_as = None;
                 self.status.send_modify(|s| (s.registered, s.endpoint) = (false, None));
-                while let Some(order) = self.orders.recv().await {
-                    self.note(order);
-                }
+                self.stay_away().await;
                 return false;
             }
         }
         true
     }
 
-    async fn beat(&mut self) {
-        match self.parts.member.heartbeat().await {
+    /// What follows from the end of a session; whether to go on.
+    async fn session_ended(&mut self, code: &str) -> bool {
+        tracing::info!("the registry ended the session: {code}");
+        self.status.send_modify(|s| s.session = "none");
+        let again = match code {
+            "revoked" => {
+                self.revoked("said the registry");
+                self.stay_away().await;
+                return false;
+            }
+            "deregistered" => {
+                self.status.send_modify(|s| s.registered = false);
+                if self.join().await {
+                    return true;
+                }
+                self.stay_away().await;
+                return false;
+            }
+            "replaced" => REPLACED + REPLACED.mul_f64(rand::random_range(0.0..1.0)),
+            _ => REOPEN.mul_f64(rand::random_range(0.0..1.0)),
+        };
+        self.reopen = Some(Instant::now() + again);
+        true
+    }
+
+    /// Whether to go on.
+    async fn beat(&mut self) -> bool {
+        let session = self.parts.member.has_session();
+        let answered = match session {
+            true => self.parts.member.beat().await,
+            false => self.parts.member.heartbeat().await,
+        };
+        match answered {
             Ok(()) => {
                 self.failed = 0;
-                if self.told_on != self.opened() {
+                let new = self.told_on != self.opened();
+                if new {
+                    self.open_session().await;
                     self.tell_everything().await;
                 }
-                if self.observed.is_none() {
-                    // The beacon may have had no address at start.
-                    self.find_beacon().await;
+                if new || !session || self.last_round.elapsed() >= self.parts.settings.keepalive {
+                    self.round(new).await;
                 }
-                self.parts.node.control(ControlEvent::Discover).await;
-                self.poll().await;
-                return;
+                return true;
             }
             Err(e) if e.is_refusal() => {
                 // A node that the registry knows is not refused.
@@ -382,12 +524,37 @@ impl Membership {
         }
         if self.failed >= MAX_FAILED {
             self.status.send_modify(|s| s.registered = false);
-            self.join().await;
+            return self.join().await;
+        }
+        true
+    }
+
+    /// What is done every keepalive interval, and on each new connection.
+    async fn round(&mut self, new: bool) {
+        self.last_round = Instant::now();
+        if self.observed.is_none() {
+            // The beacon may have had no address at start.
+            self.find_beacon().await;
+        }
+        self.parts.node.control(ControlEvent::Discover).await;
+        let state = self.parts.member.session().state();
+        let lacking = matches!(state.standing, Standing::Failed | Standing::None);
+        if !new && lacking && self.reopen.is_none() {
+            // Whatever stood against it may have gone.
+            self.parts.member.session().forget();
+            self.open_session().await;
+        }
+        if new || !self.parts.member.has_session() {
+            self.poll().await;
         }
     }
 
     /// When handshakes are to be fetched between heartbeats.
     fn next_poll(&mut self) -> Option<Instant> {
+        if self.parts.member.has_session() {
+            // It says by itself when there is something.
+            return None;
+        }
         let since = self.expected_since?.elapsed();
         if since > CALM_FOR {
             self.expected_since = None;
@@ -458,6 +625,9 @@ pub(super) async fn watch_link(
             status.send_modify(|s| {
                 (s.up, s.since) = (now.up, now.since);
                 s.last_error.clone_from(&now.error);
+                if !now.connected {
+                    s.session = "none";
+                }
             });
         }
         // Connected and not yet answered is neither up nor down.

@@ -1,15 +1,19 @@
 //! One connection to the registry: requests go out as they come, answers come
-//! back in that order. It reconnects by itself and knows nothing of what is
-//! asked.
+//! back in that order, and news between them. It reconnects by itself and knows
+//! nothing of what is asked or said.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use pilot_tls::{Pin, Stream};
 use pilot_wire::ipc::ErrorCode;
-use pilot_wire::registry::{ErrorReply, FrameBuffer, Reply, Request};
+use pilot_wire::registry::session::Push;
+use pilot_wire::registry::{
+    Envelope, ErrorReply, FrameBuffer, FrameError, Reply, Request, SessionOpened,
+};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -20,6 +24,9 @@ const IN_FLIGHT: usize = 256;
 /// A request made during a pause waits for its end when that is this near;
 /// otherwise it fails at once.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// News waiting to be handled. Beyond it the connection ends: the session on
+/// the next one begins where handling has come to, so nothing is missed.
+const NEWS: usize = 4096;
 /// Read at once, in bytes.
 const READ_SIZE: usize = 8 << 10;
 
@@ -34,6 +41,15 @@ pub(crate) struct Limits {
     pub first_pause: Duration,
     /// Longest pause between attempts.
     pub longest_pause: Duration,
+    /// Time for the answer to a heartbeat on a session.
+    pub beat: Duration,
+    /// Time between heartbeats on a session. With `beat` it stays below the 10
+    /// seconds in which a registry that is gone has to be noticed.
+    pub beat_interval: Duration,
+    /// After a session is lost, the next attempt to connect comes at a random
+    /// moment within this time, so that all nodes of a registry that restarts
+    /// do not come at once.
+    pub spread: Duration,
 }
 
 impl Limits {
@@ -42,6 +58,9 @@ impl Limits {
         answer: Duration::from_secs(10),
         first_pause: Duration::from_millis(500),
         longest_pause: Duration::from_secs(30),
+        beat: Duration::from_millis(4500),
+        beat_interval: Duration::from_secs(5),
+        spread: Duration::from_secs(3),
     };
 }
 
@@ -60,16 +79,28 @@ pub(crate) enum RegistryError {
     /// This node has no number yet.
     #[error("this node is not registered yet")]
     Unregistered,
+    /// The registry has no sessions, so it has nothing that needs one.
+    #[error("this registry knows no networks")]
+    NoNetworks,
+    /// There is no session now.
+    #[error("not connected to the registry{}", .0.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
+    NoSession(Option<String>),
 }
 
 impl RegistryError {
     /// The code for clients that know codes.
     pub(crate) fn code(&self) -> ErrorCode {
-        let Self::Refused(reply) = self else { return ErrorCode::REGISTRY };
+        let Self::Refused(reply) = self else {
+            return match self {
+                Self::NoNetworks => ErrorCode::REFUSED,
+                _ => ErrorCode::REGISTRY,
+            };
+        };
         match reply.code.as_deref() {
             Some("unknown_node" | "unknown_hostname" | "unknown_network" | "no_trust") => {
                 ErrorCode::NOT_FOUND
             }
+            Some("not_member" | "not_admitted" | "not_owner" | "admin_only") => ErrorCode::REFUSED,
             Some("hostname_taken" | "key_in_use") => ErrorCode::ALREADY_EXISTS,
             Some("rate_limited" | "registry_full" | "inbox_full") => ErrorCode::LIMIT,
             Some("private") => ErrorCode::UNTRUSTED,
@@ -77,6 +108,16 @@ impl RegistryError {
             Some(_) => ErrorCode::INVALID_ARGUMENT,
             None => ErrorCode::REFUSED,
         }
+    }
+
+    /// This network is not there.
+    pub(crate) fn unknown_network(name: &str) -> Self {
+        Self::Refused(ErrorReply {
+            error: "request failed".to_owned(),
+            code: Some("unknown_network".to_owned()),
+            message: Some(format!("there is no network {name:?}")),
+            hint: None,
+        })
     }
 
     /// Whether the registry itself said no.
@@ -103,11 +144,15 @@ pub(crate) struct Link {
     pub since: SystemTime,
     /// Why it is down, or last was.
     pub error: Option<String>,
+    /// The connection is or was a session.
+    pub session: bool,
 }
 
 struct Job {
     frame: Vec<u8>,
     expected: &'static str,
+    /// Time for the answer, once all before it are there.
+    limit: Duration,
     answer: oneshot::Sender<Result<Value, Failure>>,
 }
 
@@ -126,24 +171,31 @@ pub(crate) struct Registry {
     jobs: mpsc::Sender<Job>,
     limits: Limits,
     link: watch::Receiver<Link>,
+    news: Arc<Mutex<Option<mpsc::Receiver<Told>>>>,
 }
 
+/// A frame of news, and the number of the connection that it came on.
+pub(crate) type Told = (u64, Push);
+
 impl Registry {
-    /// Connects to `address` in the background, for ever. Without an address
-    /// every request fails.
-    pub(crate) fn spawn(address: Option<String>, limits: Limits) -> Self {
+    /// Connects to `address` in the background, for ever, with TLS when a
+    /// certificate is pinned. Without an address every request fails.
+    pub(crate) fn spawn(address: Option<String>, pin: Option<Pin>, limits: Limits) -> Self {
         let (jobs, receiver) = mpsc::channel(JOBS);
+        let (news, told) = mpsc::channel(NEWS);
         let error = match &address {
             Some(_) => None,
             None => Some("is not configured; set registry to its host:port".to_owned()),
         };
-        let link = Link { connected: false, opened: 0, up: false, since: SystemTime::now(), error };
+        let since = SystemTime::now();
+        let link = Link { connected: false, opened: 0, up: false, since, error, session: false };
         let (sender, watcher) = watch::channel(link);
         if let Some(address) = address {
-            let connection = Connection { address, limits, jobs: receiver, link: sender };
+            let connection =
+                Connection { address, pin, limits, jobs: receiver, link: sender, news };
             tokio::spawn(connection.run());
         }
-        Self { jobs, limits, link: watcher }
+        Self { jobs, limits, link: watcher, news: Arc::new(Mutex::new(Some(told))) }
     }
 
     /// Watches the connection.
@@ -151,10 +203,54 @@ impl Registry {
         self.link.clone()
     }
 
+    /// How long things may take.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// What the registry says by itself; for the first who asks.
+    pub(crate) fn take_news(&self) -> Option<mpsc::Receiver<Told>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Asks, and reads the answer as a `T`.
     pub(crate) async fn call<T: Reply>(&self, request: &Request<'_>) -> Result<T, RegistryError> {
         let value = self.call_value(request, T::KIND).await?;
-        serde_json::from_value(value).map_err(|e| RegistryError::Malformed(format!("oddly: {e}")))
+        read_reply(value)
+    }
+
+    /// Asks on the connection there is, and reads the answer as a `T`; `limit`
+    /// is the time for it. A connection that is lost meanwhile is an error.
+    pub(crate) async fn call_within<T: Reply>(
+        &self,
+        request: &Request<'_>,
+        limit: Duration,
+    ) -> Result<T, RegistryError> {
+        let frame = framed(|out| request.append_to(out))?;
+        read_reply(self.once(frame, T::KIND, limit).await?)
+    }
+
+    /// The same for a request beyond the published ones. It is not repeated:
+    /// some of these make something anew each time.
+    pub(crate) async fn call_extended(
+        &self,
+        request: &Envelope,
+        expected: &'static str,
+    ) -> Result<Value, RegistryError> {
+        let frame = framed(|out| request.append_to(out))?;
+        self.once(frame, expected, self.limits.answer).await
+    }
+
+    async fn once(
+        &self,
+        frame: Vec<u8>,
+        expected: &'static str,
+        limit: Duration,
+    ) -> Result<Value, RegistryError> {
+        self.submit(frame, expected, limit).await.map_err(|failure| match failure {
+            Failure::Lost(reason) => RegistryError::Unreachable(reason),
+            Failure::Final(error) => error,
+        })
     }
 
     /// Asks; the answer is of type `expected` and unchanged.
@@ -163,12 +259,11 @@ impl Registry {
         request: &Request<'_>,
         expected: &'static str,
     ) -> Result<Value, RegistryError> {
-        let mut frame = Vec::new();
-        request.append_to(&mut frame).map_err(|e| RegistryError::Malformed(e.to_string()))?;
+        let frame = framed(|out| request.append_to(out))?;
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.submit(frame.clone(), expected).await {
+            match self.submit(frame.clone(), expected, self.limits.answer).await {
                 Ok(value) => return Ok(value),
                 Err(Failure::Lost(_)) if tries == 1 => {}
                 Err(Failure::Lost(reason)) => return Err(RegistryError::Unreachable(reason)),
@@ -177,9 +272,14 @@ impl Registry {
         }
     }
 
-    async fn submit(&self, frame: Vec<u8>, expected: &'static str) -> Result<Value, Failure> {
+    async fn submit(
+        &self,
+        frame: Vec<u8>,
+        expected: &'static str,
+        limit: Duration,
+    ) -> Result<Value, Failure> {
         let (answer, result) = oneshot::channel();
-        let job = Job { frame, expected, answer };
+        let job = Job { frame, expected, limit, answer };
         match timeout(self.limits.answer, self.jobs.send(job)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(self.unreachable()),
@@ -201,11 +301,25 @@ impl Registry {
     }
 }
 
+fn framed(
+    append: impl FnOnce(&mut Vec<u8>) -> Result<(), FrameError>,
+) -> Result<Vec<u8>, RegistryError> {
+    let mut frame = Vec::new();
+    append(&mut frame).map_err(|e| RegistryError::Malformed(e.to_string()))?;
+    Ok(frame)
+}
+
+fn read_reply<T: Reply>(value: Value) -> Result<T, RegistryError> {
+    serde_json::from_value(value).map_err(|e| RegistryError::Malformed(format!("oddly: {e}")))
+}
+
 struct Connection {
     address: String,
+    pin: Option<Pin>,
     limits: Limits,
     jobs: mpsc::Receiver<Job>,
     link: watch::Sender<Link>,
+    news: mpsc::Sender<Told>,
 }
 
 /// A request that waits for its answer.
@@ -213,6 +327,7 @@ struct Waiting {
     expected: &'static str,
     answer: oneshot::Sender<Result<Value, Failure>>,
     since: Instant,
+    limit: Duration,
 }
 
 enum Ended {
@@ -235,14 +350,20 @@ impl Connection {
                 Err(reason) => (reason, false),
             };
             let reason = format!("{} cannot be used: {reason}", self.address);
-            self.down(&reason);
-            if served {
-                // It worked until now: try again at once, then slowly.
+            let session = self.down(&reason);
+            let wait = if served {
                 pause = self.limits.first_pause;
-                continue;
-            }
-            let until = Instant::now() + jittered(pause);
-            pause = (pause * 2).min(self.limits.longest_pause);
+                if !session {
+                    // It worked until now: try again at once, then slowly.
+                    continue;
+                }
+                jittered(self.limits.spread)
+            } else {
+                let wait = jittered(pause);
+                pause = (pause * 2).min(self.limits.longest_pause);
+                wait
+            };
+            let until = Instant::now() + wait;
             for job in held.drain(..) {
                 fail(job, &reason);
             }
@@ -252,13 +373,10 @@ impl Connection {
         }
     }
 
-    async fn connect(&self) -> Result<TcpStream, String> {
-        match timeout(self.limits.connect, TcpStream::connect(&self.address)).await {
-            Ok(Ok(stream)) => {
-                // Small requests that wait for small answers.
-                let _ = stream.set_nodelay(true);
-                Ok(stream)
-            }
+    async fn connect(&self) -> Result<Stream, String> {
+        let connecting = pilot_tls::connect(&self.address, self.pin.as_ref());
+        match timeout(self.limits.connect, connecting).await {
+            Ok(Ok(stream)) => Ok(stream),
             Ok(Err(e)) => Err(e.to_string()),
             Err(_) => Err(format!("no connection within {:?}", self.limits.connect)),
         }
@@ -280,13 +398,19 @@ impl Connection {
         }
     }
 
-    async fn serve(&mut self, stream: TcpStream, held: &mut VecDeque<Job>) -> Ended {
-        self.link.send_modify(|link| (link.connected, link.opened) = (true, link.opened + 1));
-        let (mut reader, mut writer) = stream.into_split();
+    async fn serve(&mut self, stream: Stream, held: &mut VecDeque<Job>) -> Ended {
+        self.link.send_modify(|link| {
+            (link.connected, link.session) = (true, false);
+            link.opened += 1;
+        });
+        let (mut reader, mut writer) = tokio::io::split(stream);
         let mut waiting: VecDeque<Waiting> = VecDeque::new();
         let mut input = FrameBuffer::new();
         let mut out: Vec<u8> = Vec::new();
         let mut sent = 0;
+        let mut flushed = true;
+        // When the request that is answered next became the next.
+        let mut turn = Instant::now();
         let reason = loop {
             while waiting.len() < IN_FLIGHT
                 && let Some(job) = held.pop_front()
@@ -297,26 +421,33 @@ impl Connection {
                 out.clear();
                 sent = 0;
             }
-            let limit = self.limits.answer;
-            let deadline = waiting.front().map_or_else(Instant::now, |w| w.since + limit);
+            let (deadline, limit) = waiting
+                .front()
+                .map_or((turn, Duration::ZERO), |w| (w.since.max(turn) + w.limit, w.limit));
+            let before = waiting.len();
             let result = tokio::select! {
                 read = reader.read_buf(input.space(READ_SIZE)) => match read {
                     Ok(0) => Err("it closed the connection".to_owned()),
                     Ok(_) => self.answer_all(&mut input, &mut waiting),
                     Err(e) => Err(e.to_string()),
                 },
-                wrote = writer.write(&out[sent..]), if sent < out.len() => match wrote {
-                    Ok(n) => { sent += n; Ok(()) }
-                    Err(e) => Err(e.to_string()),
-                },
+                wrote = pass_on(&mut writer, &out[sent..]), if sent < out.len() || !flushed => {
+                    match wrote {
+                        Ok(n) => { flushed = n == 0; sent += n; Ok(()) }
+                        Err(e) => Err(e.to_string()),
+                    }
+                }
                 job = self.jobs.recv(), if waiting.len() < IN_FLIGHT && held.is_empty() => match job {
                     Some(job) => { enqueue(job, &mut out, &mut waiting); Ok(()) }
                     None => return Ended::Unused,
                 },
                 () = sleep_until(deadline), if !waiting.is_empty() => {
-                    Err(format!("it did not answer within {:?}", self.limits.answer))
+                    Err(format!("it did not answer within {limit:?}"))
                 }
             };
+            if waiting.len() < before {
+                turn = Instant::now();
+            }
             if let Err(reason) = result {
                 break reason;
             }
@@ -335,9 +466,16 @@ impl Connection {
         waiting: &mut VecDeque<Waiting>,
     ) -> Result<(), String> {
         while let Some(body) = input.next_body().map_err(|e| e.to_string())? {
+            if is_push(body) {
+                self.take_push(body)?;
+                continue;
+            }
             let Some(first) = waiting.pop_front() else {
                 return Err("it sent an answer that nobody asked for".to_owned());
             };
+            if first.expected == SessionOpened::KIND {
+                self.link.send_modify(|link| link.session = true);
+            }
             let (result, broken) = match read_answer(body, first.expected) {
                 Ok(result) => (result, None),
                 Err(problem) => (Err(RegistryError::Malformed(problem.clone())), Some(problem)),
@@ -352,6 +490,21 @@ impl Connection {
         Ok(())
     }
 
+    /// What cannot be read is left out: it may be of a later version.
+    fn take_push(&self, body: &[u8]) -> Result<(), String> {
+        let push = match serde_json::from_slice::<Push>(body) {
+            Ok(push) => push,
+            Err(e) => {
+                tracing::warn!("the registry sent news that this version does not know: {e}");
+                return Ok(());
+            }
+        };
+        let opened = self.link.borrow().opened;
+        self.news.try_send((opened, push)).map_err(|_| {
+            "more news came than this node could handle; it goes on from where it is".to_owned()
+        })
+    }
+
     fn up(&self) {
         self.link.send_if_modified(|link| {
             let change = !link.up;
@@ -362,21 +515,25 @@ impl Connection {
         });
     }
 
-    fn down(&self, reason: &str) {
+    /// Whether it was a session that ended.
+    fn down(&self, reason: &str) -> bool {
+        let mut session = false;
         self.link.send_modify(|link| {
+            session = link.session;
             if link.up {
                 link.since = SystemTime::now();
             }
             (link.connected, link.up) = (false, false);
             link.error = Some(reason.to_owned());
         });
+        session
     }
 }
 
 fn enqueue(job: Job, out: &mut Vec<u8>, waiting: &mut VecDeque<Waiting>) {
     out.extend_from_slice(&job.frame);
-    let (expected, answer) = (job.expected, job.answer);
-    waiting.push_back(Waiting { expected, answer, since: Instant::now() });
+    let Job { expected, limit, answer, .. } = job;
+    waiting.push_back(Waiting { expected, answer, since: Instant::now(), limit });
 }
 
 fn fail(job: Job, reason: &str) {
@@ -405,6 +562,28 @@ fn read_answer(body: &[u8], expected: &str) -> Result<Result<Value, RegistryErro
     }
 }
 
+/// Writes some of `bytes`, or when there are none flushes what was written.
+async fn pass_on(writer: &mut WriteHalf<Stream>, bytes: &[u8]) -> std::io::Result<usize> {
+    if bytes.is_empty() {
+        return writer.flush().await.map(|()| 0);
+    }
+    match writer.write(bytes).await? {
+        0 => Err(std::io::ErrorKind::WriteZero.into()),
+        n => Ok(n),
+    }
+}
+
+/// Whether a body is news and no answer, without reading all of it twice.
+fn is_push(body: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Kind<'a> {
+        #[serde(rename = "type", borrow, default)]
+        kind: std::borrow::Cow<'a, str>,
+    }
+    serde_json::from_slice::<Kind<'_>>(body).is_ok_and(|k| k.kind == "push")
+}
+
+/// Full jitter: anything up to `pause`.
 fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::random_range(0.5..1.0))
+    pause.mul_f64(rand::random_range(0.0..1.0))
 }

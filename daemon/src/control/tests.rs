@@ -1,6 +1,7 @@
 //! The control plane against a registry that behaves and one that does not.
 
 pub(crate) mod mock;
+mod sessions;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -15,8 +16,10 @@ use serde_json::{Value, json};
 use self::mock::{Mock, Mood, until};
 use super::registry::{Limits, Registry};
 use super::*;
+use crate::config::WantedNetwork;
 use crate::events::tests::Heard;
 use crate::identity::Identity;
+use crate::networks::{self, Networks, NetworksParts, Permits};
 use crate::node::{self, Order};
 use crate::state::Store;
 use crate::trust::{self, Command, Pins, TrustState};
@@ -26,19 +29,49 @@ const LIMITS: Limits = Limits {
     answer: Duration::from_millis(300),
     first_pause: Duration::from_millis(10),
     longest_pause: Duration::from_millis(50),
+    beat: Duration::from_millis(200),
+    beat_interval: Duration::from_millis(40),
+    spread: Duration::from_millis(30),
 };
 
 /// A control plane with everything around it recorded.
-struct Rig {
-    handle: ControlHandle,
-    control: Control,
-    store: Store,
-    identity: Identity,
-    events: Arc<Mutex<Vec<ControlEvent>>>,
-    commands: Arc<Mutex<Vec<Command>>>,
-    said: Arc<Heard>,
+pub(crate) struct Rig {
+    pub(crate) handle: ControlHandle,
+    pub(crate) control: Control,
+    pub(crate) networks: Networks,
+    pub(crate) store: Store,
+    pub(crate) identity: Identity,
+    pub(crate) events: Arc<Mutex<Vec<ControlEvent>>>,
+    /// What the loop was told, as text.
+    orders: Arc<Mutex<Vec<String>>>,
+    pub(crate) commands: Arc<Mutex<Vec<Command>>>,
+    pub(crate) said: Arc<Heard>,
     _tasks: JoinSet<()>,
     _dir: tempfile::TempDir,
+}
+
+/// How a rig is set up.
+pub(crate) struct Setting {
+    pub(crate) prepare: Box<dyn FnOnce(&Store)>,
+    pub(crate) trust: TrustState,
+    pub(crate) beacon: Option<String>,
+    pub(crate) wanted: Vec<WantedNetwork>,
+    pub(crate) clock: fn() -> u64,
+    /// No request is made by itself for so long; zero for the usual intervals.
+    pub(crate) calm: Duration,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self {
+            prepare: Box::new(|_| {}),
+            trust: TrustState::default(),
+            beacon: None,
+            wanted: Vec::new(),
+            clock: unix_now,
+            calm: Duration::ZERO,
+        }
+    }
 }
 
 fn endpoint(port: u16) -> SocketAddr {
@@ -50,31 +83,59 @@ fn key(byte: u8) -> [u8; 32] {
 }
 
 fn rig(mock: &Mock) -> Rig {
-    rig_with(mock, |_| {}, &TrustState::default(), None)
+    rig_of(mock, Setting::default())
 }
 
 fn rig_with(
     mock: &Mock,
-    prepare: impl FnOnce(&Store),
+    prepare: impl FnOnce(&Store) + 'static,
     trust: &TrustState,
     beacon: Option<&str>,
 ) -> Rig {
+    let (prepare, trust) = (Box::new(prepare), trust.clone());
+    let beacon = beacon.map(str::to_owned);
+    rig_of(mock, Setting { prepare, trust, beacon, ..Setting::default() })
+}
+
+/// An order to the loop, where it is about who may reach the node.
+fn shown(order: &Order) -> Option<String> {
+    Some(match order {
+        Order::Permission { node, permission } => format!("{node} {permission:?}"),
+        Order::Shared { node, networks } => format!("{node} shares {networks:?}"),
+        Order::Networks(networks) => format!("in {networks:?}"),
+        Order::Broadcast { recipients, .. } => {
+            format!("broadcast to {:?}", recipients.iter().map(|n| n.0).collect::<Vec<_>>())
+        }
+        Order::Forget { node } => format!("{node} forgotten"),
+        Order::Control(ControlEvent::IdentityKey { node, .. }) => format!("{node} key"),
+        _ => return None,
+    })
+}
+
+pub(crate) fn rig_of(mock: &Mock, setting: Setting) -> Rig {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::load(&dir.path().join("state.json")).unwrap();
-    prepare(&store);
+    (setting.prepare)(&store);
     let identity = Identity::generate().unwrap();
-    let member = Member::with_limits(Some(mock.address.to_string()), identity.clone(), LIMITS);
+    let limits = match setting.calm {
+        Duration::ZERO => LIMITS,
+        calm => Limits { answer: calm, beat: calm, beat_interval: calm, ..LIMITS },
+    };
+    let address = Some(mock.address.to_string());
+    let member = Member::with_limits(address, None, identity.clone(), limits);
     let pins = Pins::default();
-    pins.follow(trust);
+    pins.follow(&setting.trust);
     let (handle, inbox) = channel();
-    let (node, mut orders) = node::channel();
+    let (node, mut inbox_of_node) = node::channel();
     let (trust, mut commands) = trust::channel(handle.clone());
-    let (events, heard) = (Arc::default(), Arc::default());
+    let (events, orders, heard) = (Arc::default(), Arc::default(), Arc::default());
     let mut tasks = JoinSet::new();
-    let (sink, trust_sink): (Arc<Mutex<Vec<_>>>, Arc<Mutex<Vec<_>>>) =
-        (Arc::clone(&events), Arc::clone(&heard));
+    let (sink, order_sink): (Arc<Mutex<Vec<_>>>, Arc<Mutex<Vec<_>>>) =
+        (Arc::clone(&events), Arc::clone(&orders));
+    let trust_sink: Arc<Mutex<Vec<_>>> = Arc::clone(&heard);
     tasks.spawn(async move {
-        while let Some(order) = orders.orders.recv().await {
+        while let Some(order) = inbox_of_node.orders.recv().await {
+            order_sink.lock().unwrap().extend(shown(&order));
             if let Order::Control(event) = order {
                 sink.lock().unwrap().push(event);
             }
@@ -85,17 +146,29 @@ fn rig_with(
             trust_sink.lock().unwrap().push(command);
         }
     });
+    let said = Arc::new(Heard::default());
     let settings = ControlSettings {
         registry: Some(mock.address.to_string()),
-        beacon: beacon.map(str::to_owned),
+        beacon: setting.beacon,
         listen: endpoint(4444),
         endpoint: None,
         owner: "me".to_owned(),
-        keepalive: Duration::from_millis(40),
+        keepalive: Duration::from_millis(40).max(setting.calm),
     };
-    let said = Arc::new(Heard::default());
+    let (networks, inbox_of_networks) = networks::channel(NetworksParts {
+        wanted: setting.wanted,
+        member: member.clone(),
+        store: store.clone(),
+        permits: Permits::new(node.clone(), pins.trusted()),
+        node: node.clone(),
+        events: said.events(),
+        environment: Arc::new(|_| None),
+        clock: setting.clock,
+    });
+    tasks.spawn(inbox_of_networks.run());
     let parts = ControlParts {
         settings,
+        networks: networks.clone(),
         member,
         store: store.clone(),
         peers: PeerBook::new(pins.clone(), store.clone()),
@@ -108,9 +181,11 @@ fn rig_with(
     Rig {
         handle,
         control,
+        networks,
         store,
         identity,
         events,
+        orders,
         commands: heard,
         said,
         _tasks: tasks,
@@ -119,15 +194,24 @@ fn rig_with(
 }
 
 impl Rig {
-    fn has(&self, event: &ControlEvent) -> bool {
+    pub(crate) fn has(&self, event: &ControlEvent) -> bool {
         self.events.lock().unwrap().contains(event)
     }
 
-    fn count(&self, wanted: impl Fn(&ControlEvent) -> bool) -> usize {
+    pub(crate) fn count(&self, wanted: impl Fn(&ControlEvent) -> bool) -> usize {
         self.events.lock().unwrap().iter().filter(|e| wanted(e)).count()
     }
 
-    async fn joined(&self) {
+    /// What the loop was told of who may reach the node.
+    pub(crate) fn orders(&self) -> Vec<String> {
+        self.orders.lock().unwrap().clone()
+    }
+
+    pub(crate) fn signed(&self, signature: &Value, text: &str) {
+        assert_signed(&self.identity, signature, text);
+    }
+
+    pub(crate) async fn joined(&self) {
         until("registered", || self.handle.status().registered && self.handle.status().up).await;
     }
 }
@@ -319,7 +403,7 @@ async fn silence_and_nonsense_end_the_connection_and_nothing_else() {
 #[tokio::test]
 async fn a_request_lost_with_its_connection_is_repeated_once() {
     let mock = Mock::started().await;
-    let registry = Registry::spawn(Some(mock.address.to_string()), LIMITS);
+    let registry = Registry::spawn(Some(mock.address.to_string()), None, LIMITS);
     let request = pilot_wire::registry::Request::ResolveHostname { hostname: "x" };
     registry.call::<pilot_wire::registry::ResolvedHostname>(&request).await.unwrap();
     mock.state().mood = Mood::Hangup(1);
@@ -491,7 +575,7 @@ async fn who_leaves_stays_away() {
 
 #[tokio::test]
 async fn without_a_registry_everything_says_so() {
-    let registry = Registry::spawn(None, LIMITS);
+    let registry = Registry::spawn(None, None, LIMITS);
     let request = pilot_wire::registry::Request::ResolveHostname { hostname: "x" };
     let error = registry
         .call::<pilot_wire::registry::ResolvedHostname>(&request)

@@ -1,7 +1,7 @@
 //! What a client's messages do (protocol page "Daemon socket").
 
 use bytes::Bytes;
-use pilot_core::{CongestionControl, StreamId};
+use pilot_core::{CongestionControl, DialError, StreamId};
 use pilot_wire::ipc::{
     Command, CommandError, Congestion, ErrorCode, Event, Features, HELLO_VERSION, Setting, json,
 };
@@ -186,6 +186,11 @@ impl Hub {
             }
             // Sends are taken apart before they come here.
             Command::Send { connection, .. } => self.refuse_send(client, connection),
+            Command::SendDatagram { to, data }
+                if to.address.is_broadcast() && to.address.network != 0 =>
+            {
+                self.broadcast(client, to, data);
+            }
             Command::SendDatagram { to, data } => {
                 let now = self.now();
                 if let Err(e) = self.core.send_datagram(to, data, now) {
@@ -299,7 +304,13 @@ impl Hub {
                 client.connections.insert(stream.0);
                 self.conns.insert(stream.0, Conn::new(owner, to));
             }
-            Err(e) => client.refuse(tag, ErrorCode::LIMIT, &format!("dial: {e}")),
+            Err(e) => {
+                let code = match e {
+                    DialError::NotAMember(_) => ErrorCode::NOT_FOUND,
+                    _ => ErrorCode::LIMIT,
+                };
+                client.refuse(tag, code, &format!("dial: {e}"));
+            }
         }
     }
 

@@ -34,7 +34,7 @@ impl Hub {
             Event::Connected { stream } => self.connected(clients, stream),
             Event::DialFailed { stream, reason } => self.dial_failed(clients, stream.0, reason),
             Event::Closed { stream, reason } => self.closed(clients, stream.0, reason),
-            Event::Datagram { source, destination_port, data } => {
+            Event::Datagram { source, destination_port, data, .. } => {
                 self.datagram(clients, source, destination_port, &data);
             }
             // The core asks once and waits for the answer, so there must be one.
@@ -276,6 +276,7 @@ impl Hub {
 
     fn tunnel_up(&mut self, node: NodeId, relay: bool, rekeyed: bool) {
         info!(peer = %node, relay, rekeyed, "authenticated tunnel");
+        self.plane.met(node);
         let endpoint =
             self.core.peers().into_iter().find(|p| p.node == node).and_then(|p| p.endpoint);
         if let Some(endpoint) = endpoint.filter(|_| !rekeyed) {

@@ -63,6 +63,19 @@ pub(crate) enum Order {
         node: NodeId,
         permission: Permission,
     },
+    /// The networks that this node is in.
+    Networks(Vec<u16>),
+    /// The networks that a peer and this node are both in.
+    Shared {
+        node: NodeId,
+        networks: Vec<u16>,
+    },
+    /// A datagram to all of a network, for these of its members.
+    Broadcast {
+        to: SocketAddress,
+        recipients: Vec<NodeId>,
+        data: Bytes,
+    },
     Forget {
         node: NodeId,
     },
@@ -206,6 +219,30 @@ impl NodeHandle {
     /// Sets what a peer may do from now on.
     pub async fn set_permission(&self, node: NodeId, permission: Permission) {
         self.to_owner(node, Order::Permission { node, permission }).await;
+    }
+
+    /// Sets which networks this node is in, beside 0.
+    pub async fn set_networks(&self, networks: Vec<u16>) {
+        for worker in 0..self.orders.len() {
+            self.send(worker, Order::Networks(networks.clone())).await;
+        }
+    }
+
+    /// Sets which networks a peer and this node are both in, beside 0.
+    pub async fn set_shared(&self, node: NodeId, networks: Vec<u16>) {
+        self.to_owner(node, Order::Shared { node, networks }).await;
+    }
+
+    /// Sends a datagram for all of a network to these of its members.
+    pub async fn broadcast(&self, to: SocketAddress, recipients: &[NodeId], data: Bytes) {
+        let spread = Spread::over(self.orders.len());
+        for worker in 0..self.orders.len() {
+            let of_worker = |node: &&NodeId| spread.of_node(**node) == worker;
+            let recipients: Vec<_> = recipients.iter().filter(of_worker).copied().collect();
+            if !recipients.is_empty() {
+                self.send(worker, Order::Broadcast { to, recipients, data: data.clone() }).await;
+            }
+        }
     }
 
     /// Drops the tunnel with a peer.

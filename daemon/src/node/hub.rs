@@ -49,7 +49,8 @@ pub(crate) enum Listener {
 /// An answer of the control plane for a client.
 pub(crate) struct Answered {
     pub(crate) client: u64,
-    pub(crate) tag: Tag,
+    /// None for what is answered only when it fails.
+    pub(crate) tag: Option<Tag>,
     /// Code of the JSON answer.
     pub(crate) code: u8,
     pub(crate) result: Result<serde_json::Value, Refused>,

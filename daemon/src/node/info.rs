@@ -29,6 +29,9 @@ pub struct NodeFacts {
     /// How the registry connection stands: `state`, `since_secs`,
     /// `last_error`.
     pub registry: Value,
+    /// How networks stand: a list of objects with `name`, `id`, `state` and so
+    /// on.
+    pub networks: Value,
     /// How plugins and scripts stand: a list of objects with `name`, `state`,
     /// `streams` and so on; null if none can run.
     pub plugins: Value,
@@ -81,6 +84,7 @@ pub(crate) fn info(
         "version": env!("CARGO_PKG_VERSION"),
         "public": facts.public,
         "registry": facts.registry,
+        "networks": facts.networks,
         "plugins": facts.plugins,
         "events": facts.events,
         "refused": refused,
@@ -111,6 +115,7 @@ pub(crate) fn render(mut value: Value) -> String {
     if text.len() <= MAX_JSON {
         return text;
     }
+    value["networks"] = json!([]);
     value["plugins"] = json!([]);
     value["conn_list"] = json!([]);
     value["peer_list"] = json!([]);

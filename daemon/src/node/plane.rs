@@ -6,12 +6,13 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 
-use pilot_wire::NodeId;
 use pilot_wire::ipc::ErrorCode;
+use pilot_wire::{NodeId, SocketAddress};
 use serde_json::{Value, json};
 
 use super::info::NodeFacts;
 use crate::control::{Call, CallError, ControlHandle, ControlStatus};
+use crate::networks::Networks;
 use crate::plugins::Plugins;
 use crate::trust::TrustHandle;
 
@@ -71,6 +72,8 @@ pub enum Request {
     Reload,
     /// Deliver events to this URL; empty ends that.
     SetWebhook(String),
+    /// A request for the registry as this node, or about its networks: JSON.
+    Registry(Vec<u8>),
 }
 
 /// The control plane as the loop sees it. No call may block.
@@ -83,6 +86,14 @@ pub trait Plane {
     fn observed(&self, endpoint: SocketAddr);
     /// A peer proved its identity from `endpoint`.
     fn note_peer(&self, node: NodeId, endpoint: SocketAddr);
+    /// A peer proved its identity, by whatever way.
+    fn met(&self, node: NodeId);
+    /// Send a datagram to all of a network. The answer says nothing when it was
+    /// sent.
+    ///
+    /// # Errors
+    /// What is known at once to stand against it.
+    fn broadcast(&self, to: SocketAddress, data: &[u8]) -> Result<Answer, Refused>;
     /// Do what a client asks.
     fn request(&self, request: Request) -> Answer;
     /// What is known of this node, for `info`.
@@ -101,6 +112,8 @@ pub struct ControlPlane {
     pub identity: bool,
     /// What runs.
     pub plugins: Plugins,
+    /// The networks of this node.
+    pub networks: Networks,
 }
 
 impl Plane for ControlPlane {
@@ -120,9 +133,18 @@ impl Plane for ControlPlane {
         self.control.note_peer(node, endpoint);
     }
 
+    fn met(&self, node: NodeId) {
+        self.networks.watched().touch(node);
+    }
+
+    fn broadcast(&self, to: SocketAddress, data: &[u8]) -> Result<Answer, Refused> {
+        let sending = self.networks.broadcast(to, data)?;
+        Ok(Box::pin(async move { sending.await.map(|()| Value::Null) }))
+    }
+
     fn request(&self, request: Request) -> Answer {
         let (control, trust) = (self.control.clone(), self.trust.clone());
-        let plugins = self.plugins.clone();
+        let (plugins, networks) = (self.plugins.clone(), self.networks.clone());
         Box::pin(async move {
             let answer = match request {
                 Request::ResolveHostname(name) => control.call(Call::ResolveHostname(name)).await,
@@ -139,6 +161,7 @@ impl Plane for ControlPlane {
                 Request::TrustPending => trust.pending().await,
                 Request::TrustList => trust.trusted().await,
                 Request::TrustRevoke(node) => trust.revoke(node).await,
+                Request::Registry(body) => networks.request(&body).await,
                 Request::Plugins(name) => return plugins.describe(&name),
                 Request::Reload => return plugins.reload().await,
                 Request::SetWebhook(url) => return plugins.set_webhook(&url).await,
@@ -158,6 +181,7 @@ impl Plane for ControlPlane {
             public_key: self.public_key.clone(),
             identity: self.identity,
             public: status.public,
+            networks: self.networks.status(),
             plugins: self.plugins.summary(),
             events: self.plugins.events(),
         }
@@ -173,5 +197,7 @@ fn registry(status: &ControlStatus) -> Value {
         "registered": status.registered,
         "hostname_error": status.hostname_error,
         "endpoint": status.endpoint,
+        "session": status.session,
+        "revoked": status.revoked,
     })
 }

@@ -6,6 +6,7 @@ mod hello;
 mod hosted;
 mod hostile;
 mod lane;
+mod networks;
 mod plugins;
 mod published;
 mod services;
@@ -96,6 +97,28 @@ impl Plane for FakePlane {
 
     fn note_peer(&self, node: NodeId, _: SocketAddr) {
         self.noted.borrow_mut().push(node);
+    }
+
+    fn met(&self, _: NodeId) {}
+
+    /// Member of network 5 with nodes 1 to 3, as far as the rest of the
+    /// directory goes.
+    fn broadcast(&self, to: SocketAddress, data: &[u8]) -> Result<Answer, Refused> {
+        if to.address.network != 5 {
+            let text = format!("this node is not a member of network {}", to.address.network);
+            return Err(Refused { code: ErrorCode::NOT_FOUND, text });
+        }
+        let (handle, data) = (self.handle.clone(), bytes::Bytes::copy_from_slice(data));
+        let others = [1, 2, 3].map(NodeId).into_iter().filter(|n| *n != self.node);
+        let recipients: Vec<_> = others.collect();
+        Ok(Box::pin(async move {
+            if data.is_empty() {
+                let text = "the members of network 5 are not known".to_owned();
+                return Err(Refused { code: ErrorCode::REGISTRY, text });
+            }
+            handle.broadcast(to, &recipients, data).await;
+            Ok(Value::Null)
+        }))
     }
 
     /// Slow for hostnames that say so, to show what overlaps.

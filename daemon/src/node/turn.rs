@@ -389,6 +389,11 @@ impl Node {
         let now = self.hub.now();
         match order {
             Order::Dial { to, answer } => self.dial(to, answer, now),
+            Order::Datagram { to, data, .. }
+                if to.address.is_broadcast() && to.address.network != 0 =>
+            {
+                self.hub.broadcast_of_plugin(to, &data);
+            }
             Order::Datagram { to, source_port, data } => {
                 if let Err(error) = self.hub.core.send_datagram_from(to, source_port, &data, now) {
                     debug!(%to, %error, "a plugin's datagram was not sent");
@@ -406,6 +411,15 @@ impl Node {
             }
             Order::Permission { node, permission } => {
                 self.hub.core.handle(Input::Permission { node, permission }, now);
+            }
+            Order::Networks(networks) => self.hub.core.handle(Input::Networks(&networks), now),
+            Order::Shared { node, networks } => {
+                self.hub.core.handle(Input::Shared { node, networks: &networks }, now);
+            }
+            Order::Broadcast { to, recipients, data } => {
+                if let Err(error) = self.hub.core.broadcast(to, &recipients, 0, &data, now) {
+                    debug!(%to, %error, "a broadcast was not sent");
+                }
             }
             Order::Forget { node } => self.hub.core.forget_peer(node),
             Order::Control(event) => self.control(event, now),

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use pilot_host::Peer;
+use pilot_wire::registry::session::PeerView;
 use pilot_wire::registry::{Lookup, PublicKey};
 use pilot_wire::{NodeId, SocketAddress};
 
@@ -29,6 +30,7 @@ struct Known {
     hostname: Option<String>,
     tags: Vec<String>,
     networks: Vec<u16>,
+    external_identity: Option<String>,
 }
 
 impl PeerBook {
@@ -44,17 +46,43 @@ impl PeerBook {
             hostname: found.hostname.filter(|name| !name.is_empty()),
             tags: found.tags,
             networks: found.networks.into_iter().filter(|n| *n != 0).collect(),
+            external_identity: None,
         };
+        self.remember(found.node_id, known);
+    }
+
+    /// Takes over what the registry says of a watched peer, which is more than
+    /// a lookup tells.
+    pub fn see(&self, view: PeerView) {
+        let Some(key) = view.public_key else { return };
+        let known = Known {
+            key: key.0,
+            hostname: view.hostname.filter(|name| !name.is_empty()),
+            tags: view.tags,
+            networks: view.shared_networks,
+            external_identity: view.external_identity,
+        };
+        self.remember(view.node_id, known);
+    }
+
+    fn remember(&self, node: NodeId, mut known: Known) {
         let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MAX_KNOWN {
             all.clear();
         }
-        all.insert(found.node_id, known);
+        if let Some(before) = all.get(&node)
+            && known.external_identity.is_none()
+            && before.key == known.key
+            && before.networks == known.networks
+        {
+            // A lookup does not tell it.
+            known.external_identity.clone_from(&before.external_identity);
+        }
+        all.insert(node, known);
     }
 
     /// Who is at `remote`. A pinned key stands before what the registry says.
-    /// Its networks are all that the registry shows of it beside network 0: the
-    /// daemon does not keep a list of its own to compare them with.
+    /// Its networks are those that this node is in as well.
     pub fn peer(&self, remote: SocketAddress) -> Peer {
         let node = remote.address.node;
         let mut peer = Peer::at(remote);
@@ -65,6 +93,7 @@ impl PeerBook {
             peer.hostname.clone_from(&known.hostname);
             peer.tags.clone_from(&known.tags);
             peer.networks.clone_from(&known.networks);
+            peer.external_identity.clone_from(&known.external_identity);
         }
         let key = key.or_else(|| self.store.peer(node)?.key);
         peer.public_key = key.map(|key| PublicKey(key).to_string());

@@ -68,6 +68,12 @@ pub(crate) enum Command {
         node: NodeId,
         key: [u8; 32],
     },
+    /// The registry says that a peer has ended trust; trust that is not so many
+    /// seconds old stands.
+    RevokedByPeer {
+        node: NodeId,
+        young: u64,
+    },
     /// The registry knows that trust with a peer ended.
     RevocationKnown {
         node: NodeId,

@@ -117,6 +117,14 @@ pub enum Input {
         /// Its key.
         key: [u8; 32],
     },
+    /// The registry says that this peer has ended trust.
+    RevokedByPeer {
+        /// The peer.
+        node: NodeId,
+        /// Trust that is not so many seconds old stands: the peer may still be
+        /// about to state it.
+        young: i64,
+    },
     /// The registry knows that trust with this peer ended.
     RevocationKnown {
         /// The peer.
@@ -151,6 +159,8 @@ pub enum Action {
         /// The answer.
         accept: bool,
     },
+    /// Drop the tunnel with a peer, unless something else permits it.
+    Drop(NodeId),
     /// Tell the peer that trust ended, as far as it can be reached, then the
     /// registry, then drop the tunnel.
     Part {
@@ -188,6 +198,9 @@ pub enum Refused {
     /// The peer is not trusted.
     #[error("the node was not trusted")]
     NotTrusted,
+    /// It may be about earlier trust.
+    #[error("trust was made a moment ago, and the registry may not have heard of it")]
+    Young,
     /// Nothing is pending.
     #[error("nothing was pending")]
     NotPending,
@@ -309,6 +322,15 @@ impl TrustState {
                 }
                 trusted.key = Some(key);
                 Ok(vec![Action::Save])
+            }
+            Input::RevokedByPeer { node, young } => {
+                let trusted = self.trusted.get(&node).ok_or(Refused::NotTrusted)?;
+                if now.saturating_sub(trusted.approved_at) < young {
+                    return Err(Refused::Young);
+                }
+                self.trusted.remove(&node);
+                // The registry and the peer know.
+                Ok(vec![Action::Save, Action::Forbid(node), Action::Drop(node)])
             }
             Input::RevocationKnown { node } => {
                 if self.revocations.remove(&node) {

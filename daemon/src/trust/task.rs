@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use pilot_core::Permission;
 use pilot_host::events::{ApprovalReason, Happening};
 use pilot_wire::ipc::ErrorCode;
 use pilot_wire::registry::PublicKey;
@@ -21,6 +20,7 @@ use super::state::{Action, Input, Refused, TrustState, cut};
 use super::{PORT, Pins};
 use crate::control::{CallError, ControlHandle, Member, RegistryError, unix_now};
 use crate::events::Events;
+use crate::networks::Permits;
 use crate::node::NodeHandle;
 
 /// Deliveries and reports under way; beyond it a user's request is refused
@@ -39,6 +39,8 @@ pub struct TrustParts {
     pub file: TrustFile,
     /// What it held.
     pub state: TrustState,
+    /// Who may reach this node.
+    pub permits: Permits,
     /// Keys of trusted peers, for the control plane.
     pub pins: Pins,
     /// This node at its registry.
@@ -61,6 +63,7 @@ pub async fn run(parts: TrustParts, inbox: TrustInbox) {
         member: parts.member.clone(),
         node: parts.node.clone(),
         pins: parts.pins.clone(),
+        permits: parts.permits.clone(),
     };
     let mut task = Task { parts, courier, running: JoinSet::new() };
     loop {
@@ -144,6 +147,22 @@ impl Task {
             }
             Command::KeyLearned { node, key } => {
                 self.quietly(Input::KeyLearned { node, key }).await
+            }
+            Command::RevokedByPeer { node, young } => {
+                let young = i64::try_from(young).unwrap_or(i64::MAX);
+                let result = self.apply(Input::RevokedByPeer { node, young }).await;
+                match result {
+                    Ok(rest) => {
+                        tracing::info!(peer = %node, "the registry says that the peer ended trust");
+                        let event = Happening::TrustRevokedByPeer { peer_node_id: node };
+                        self.parts.events.emit(|| event);
+                        self.follow(rest);
+                    }
+                    Err(Failed::Refused(refused)) => {
+                        tracing::debug!(peer = %node, "trust: {refused}");
+                    }
+                    Err(Failed::NotSaved(e)) => tracing::error!(peer = %node, "{e}"),
+                }
             }
             Command::RevocationKnown { node } => {
                 self.quietly(Input::RevocationKnown { node }).await;
@@ -273,10 +292,19 @@ impl Task {
     async fn apply(&mut self, input: Input) -> Result<Vec<Action>, Failed> {
         let local = self.parts.member.node().unwrap_or_default();
         let now = i64::try_from(unix_now()).unwrap_or(i64::MAX);
-        let ends = matches!(&input, Input::Revoke { .. })
+        let ends = matches!(&input, Input::Revoke { .. } | Input::RevokedByPeer { .. })
             || matches!(&input, Input::Message { message, .. } if message.kind == Kind::Revoke);
         let before = self.parts.state.clone();
         let actions = self.parts.state.handle(input, local, now).map_err(Failed::Refused)?;
+        if ends {
+            // What is open ends before it is written: a disk may be slow.
+            self.parts.pins.follow(&self.parts.state);
+            for action in &actions {
+                if let Action::Forbid(node) = action {
+                    self.parts.permits.set_trust(*node, false).await;
+                }
+            }
+        }
         let mut unsaved = None;
         if actions.contains(&Action::Save)
             && let Err(e) = self.save().await
@@ -293,10 +321,10 @@ impl Task {
             match action {
                 Action::Save => {}
                 Action::Permit(node) => {
-                    self.parts.node.set_permission(node, Permission::Trusted).await;
+                    self.parts.permits.set_trust(node, true).await;
                 }
                 Action::Forbid(node) => {
-                    self.parts.node.set_permission(node, Permission::Stranger).await;
+                    self.parts.permits.set_trust(node, false).await;
                 }
                 other => rest.push(other),
             }
@@ -406,6 +434,7 @@ struct Courier {
     member: Member,
     node: NodeHandle,
     pins: Pins,
+    permits: Permits,
 }
 
 impl Courier {
@@ -423,6 +452,14 @@ impl Courier {
                 log(to, "handshake answer", self.member.respond_handshake(to, accept).await);
             }
             Action::Part { from, tell } => self.part(from, tell, handle).await,
+            Action::Drop(node) => self.drop_tunnel(node).await,
+        }
+    }
+
+    /// Trust may have been made anew, and a network may permit the peer.
+    async fn drop_tunnel(&self, node: NodeId) {
+        if !self.pins.is_trusted(node) && !self.permits.permits(node).await {
+            self.node.forget_peer(node).await;
         }
     }
 
@@ -444,9 +481,7 @@ impl Courier {
                 tracing::warn!(peer = %from, "the registry will be told later that trust ended: {e}");
             }
         }
-        if !self.pins.is_trusted(from) {
-            self.node.forget_peer(from).await;
-        }
+        self.drop_tunnel(from).await;
     }
 
     /// Directly if that works, else through the registry.

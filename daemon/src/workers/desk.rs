@@ -27,7 +27,8 @@ const FEATURES: Features = Features(
         | Features::HALF_CLOSE.0
         | Features::CODES.0
         | Features::CONGESTION.0
-        | Features::PLUGINS.0,
+        | Features::PLUGINS.0
+        | Features::NETWORKS.0,
 );
 
 /// Info answers that a client waits for; one beyond it is refused. Each worker's

@@ -16,7 +16,7 @@ const SAME: [&str; 7] = [
 const EACH: [&str; 6] =
     ["peers", "connections", "bytes_sent", "bytes_recv", "pkts_sent", "pkts_recv"];
 /// What is said of the whole daemon, the same in every worker.
-const WHOLE: [&str; 3] = ["registry", "plugins", "events"];
+const WHOLE: [&str; 4] = ["registry", "networks", "plugins", "events"];
 
 /// Adds up counters, joins lists, and takes the rest from the first answer.
 /// `workers` lists what each worker has.

@@ -12,6 +12,7 @@ use crate::control::ControlHandle;
 use crate::events::Events;
 use crate::identity::{Identity, random_bytes};
 use crate::ipc::IpcListener;
+use crate::networks::Networks;
 use crate::node::{ControlPlane, NodeInbox, NodeParts};
 use crate::plugins::Plugins;
 use crate::service::{Echo, Service};
@@ -31,6 +32,8 @@ pub struct LoopPlan {
     pub control: ControlHandle,
     /// Keeps who is trusted.
     pub trust: TrustHandle,
+    /// The networks of this node.
+    pub networks: Networks,
     /// What is compiled in instead of being a plugin.
     pub native: Vec<NativeService>,
     /// What runs as plugins and scripts.
@@ -99,6 +102,7 @@ impl LoopPlan {
                 public_key: self.identity.public_key().to_string(),
                 identity: true,
                 plugins: self.plugins.clone(),
+                networks: self.networks.clone(),
             }),
             services,
             events: self.events.clone(),

@@ -275,6 +275,9 @@ impl Draft {
             return records.push(bounded(record));
         }
         if let Err(refusal) = outcome {
+            if let Before::Ending(_) = before {
+                return;
+            }
             deny(&mut record, refusal);
             return records.push(bounded(record));
         }

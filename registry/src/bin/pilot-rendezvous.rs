@@ -15,10 +15,14 @@ fn main() -> ExitCode {
         // Before the ready line: who reads it may send a signal at once.
         let shutdown = program::shutdown()?;
         registry.plugins().reload_on_hangup()?;
-        Ready::new(config::RENDEZVOUS.name)
+        registry.reload().on_hangup(|| {
+            let loaded = program::load(&config::RENDEZVOUS)?;
+            Ok(loaded.settings().map(|settings| Config::for_rendezvous(&settings)).transpose()?)
+        })?;
+        let ready = Ready::new(config::RENDEZVOUS.name)
             .addr("registry_addr", registry.local_addr())
-            .addr("beacon_addr", beacon.local_addr())
-            .print()?;
+            .addr("beacon_addr", beacon.local_addr());
+        registry.describe(ready).print()?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let beacon = tokio::spawn(beacon.run(async {
             // Ends as well when the registry is gone and dropped its end.

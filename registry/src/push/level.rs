@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use pilot_wire::NodeId;
-use pilot_wire::registry::network::{InvitationView, Membership};
+use pilot_wire::registry::network::InvitationView;
 use pilot_wire::registry::session::{News, PeerView, Sync, TrustView};
 
 use super::topic::{Gone, Topic};
-use crate::state::{Invitation, Member, Network, State};
+use crate::state::{Invitation, State};
 
 /// How `topic` stands for `node`; none when there is nothing to say, as of an
 /// invitation that is gone. [`Topic::Own`] and [`Topic::Everything`] are for
@@ -16,10 +16,8 @@ pub(super) fn news(state: &State, node: NodeId, topic: Topic, gone: Option<Gone>
     match topic {
         Topic::Own | Topic::Everything => None,
         Topic::Membership(id) => {
-            let network = state.network(id).ok();
-            let member = network.and_then(|n| Some((n, n.members.get(&node)?)));
-            match member {
-                Some((network, member)) => Some(News::Joined(membership(network, member))),
+            match state.network(id).ok().and_then(|network| network.membership(node)) {
+                Some(membership) => Some(News::Joined(membership)),
                 None => gone.map(|Gone { name, reason }| {
                     let reason = reason.word().to_owned();
                     News::Left { network: id, name, reason }
@@ -29,7 +27,8 @@ pub(super) fn news(state: &State, node: NodeId, topic: Topic, gone: Option<Gone>
         Topic::Trust(peer) => Some(News::Trust(trust(state, node, peer))),
         Topic::Peer(peer) => Some(News::Peer(peer_view(state, node, peer))),
         Topic::Invitation(id) => {
-            state.invitation(id).map(|i| News::Invited(invitation_view(state, i)))
+            let invitation = state.invitation(id).filter(|i| state.is_invited(node, &i.to));
+            invitation.map(|i| News::Invited(view(state, i)))
         }
         Topic::Handshakes => state.has_handshakes(node).then_some(News::Handshakes {}),
     }
@@ -41,49 +40,23 @@ pub(super) fn sync(state: &State, node: NodeId, watched: &[NodeId]) -> Sync {
         trust: state.trusted_by(node),
         revoked_by: state.revoked_by(node),
         handshakes: state.has_handshakes(node),
-        memberships: state.memberships(node).map(|(n, member)| membership(n, member)).collect(),
-        peers: watched.iter().map(|peer| peer_view(state, node, *peer)).collect(),
-        invitations: state
-            .invitations_for(node)
-            .into_iter()
-            .map(|i| invitation_view(state, i))
+        memberships: state
+            .memberships(node)
+            .filter_map(|(network, _)| network.membership(node))
             .collect(),
+        peers: watched.iter().map(|peer| peer_view(state, node, *peer)).collect(),
+        invitations: state.invitations_for(node).into_iter().map(|i| view(state, i)).collect(),
     }
+}
+
+fn view(state: &State, invitation: &Invitation) -> InvitationView {
+    let network = state.network(invitation.network);
+    invitation.view(network.map_or("", |n| n.record.name.as_str()))
 }
 
 fn trust(state: &State, node: NodeId, peer: NodeId) -> TrustView {
     let revoked = state.has_withdrawn(peer, node);
     TrustView { node_id: peer, mutual: state.is_mutual(node, peer), revoked }
-}
-
-/// A member as it sees itself.
-pub(crate) fn membership(network: &Network, member: &Member) -> Membership {
-    Membership {
-        network: network.record.id,
-        name: network.record.name.clone(),
-        address: network.address(member.node),
-        joined: member.joined,
-        expires: member.expires,
-        tags: member.tags.clone(),
-        external_identity: member.external_identity.clone(),
-        may_broadcast: network.may_broadcast(member.node),
-    }
-}
-
-/// An invitation as the invited node sees it.
-pub(crate) fn invitation_view(state: &State, invitation: &Invitation) -> InvitationView {
-    let network = state.network(invitation.network);
-    InvitationView {
-        id: invitation.id,
-        network: invitation.network,
-        name: network.map_or_else(|_| String::new(), |n| n.record.name.clone()),
-        to: invitation.to.clone(),
-        from: invitation.from.map(|(node, _)| node),
-        key: invitation.from.map(|(_, key)| key),
-        signature: invitation.signature,
-        expires: invitation.expires,
-        tags: invitation.tags.clone(),
-    }
 }
 
 /// A peer as `node` may see it.

@@ -230,9 +230,9 @@ impl World {
                 self.signed(a, |by| Op::RespondHandshake { by, peer, accept });
             }
             Step::Poll(n) => {
-                self.signed(n, |by| Op::TakeHandshakes { by });
-                let node = self.node(n);
-                self.clients.entry(node).or_default().view.handshakes = false;
+                let Some(by) = self.signer(self.node(n)) else { return };
+                self.apply(Op::TakeHandshakes { by });
+                self.clients.entry(by.node).or_default().view.handshakes = false;
             }
             Step::Rotate(n) => {
                 self.keys += 1;
@@ -300,7 +300,7 @@ impl World {
             Step::RevokeNode(n) => {
                 // Seldom, as it is for ever.
                 self.names += 1;
-                if self.names % 4 == 0 {
+                if self.names.is_multiple_of(4) {
                     let (by, node) = (Actor::Admin("admin".to_owned()), self.node(n));
                     self.apply(Op::RevokeNode { by, node, reason: String::new() });
                 }
@@ -326,12 +326,8 @@ impl World {
         let Some(signer) = self.signer(node) else { return };
         let client = self.clients.entry(node).or_default();
         client.live = None;
-        // Who watches others than before does not know of them; a client adds
-        // them afterwards.
         let first = client.view.epoch.is_empty();
-        if first {
-            client.watched.clone_from(&watched);
-        }
+        client.watched = watched;
         let since = Since { epoch: &client.view.epoch, seq: client.view.since };
         let peers = client.watched.iter().copied().collect();
         let opened = self.hub.open(&self.state, signer, since, peers).unwrap();
@@ -348,9 +344,6 @@ impl World {
         let [adding, removing]: [Vec<_>; 2] =
             [&add, &remove].map(|set| set.iter().copied().collect());
         let watched = self.hub.watch(live, &adding, &removing).unwrap();
-        if watched == 0 {
-            return;
-        }
         client.watched.retain(|peer| !remove.contains(peer));
         client.watched.extend(add);
         assert_eq!(watched, client.watched.len());
@@ -532,6 +525,8 @@ fn a_long_sync_comes_in_parts_that_each_fit_a_frame() {
             let by = register(&mut state, u32::try_from(n).unwrap());
             let tags = (0..10).map(|t| format!("{t}{}", "x".repeat(31))).collect();
             state.apply(&Command::own(1, Op::SetTags { by, tags })).unwrap();
+            let hostname = format!("{n:x>63}");
+            state.apply(&Command::own(1, Op::SetHostname { by, hostname })).unwrap();
             by.node
         })
         .collect();

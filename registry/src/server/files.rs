@@ -17,7 +17,7 @@ pub(super) fn connections(asked: usize) -> usize {
         // None stands for no limit at all.
         let raised = limit.maximum.map_or(wanted, |hard| hard.min(wanted));
         let raised = Rlimit { current: Some(raised), maximum: limit.maximum };
-        match setrlimit(Resource::Nofile, raised.clone()) {
+        match setrlimit(Resource::Nofile, raised) {
             Ok(()) => granted = raised.current,
             Err(e) => tracing::warn!("the limit of open files stays as it is: {e}"),
         }

@@ -243,7 +243,8 @@ fn kept(state: &State, network: &Network, by: Signer, rule: &str, now: u64) -> V
             json!({ "tokens": tokens.collect::<Vec<_>>() })
         }
         INVITE => {
-            let here = invitations_of(state, by, now).filter(|i| i.network == network.record.id);
+            let here =
+                invitations_of(state, by.node, now).filter(|i| i.network == network.record.id);
             let invitations = here.map(|invitation| {
                 json!({
                     "id": invitation.id,

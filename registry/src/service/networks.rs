@@ -9,7 +9,7 @@
 //! | `network_list` | nodes, administrators; the rules' configuration for owner and administrators only |
 //! | `network_members` | members, owner, administrators |
 //! | `network_join`, `network_leave`, `invitation_decline` | the node itself |
-//! | `invite` | owner and administrators; members too, without tags |
+//! | `invite` | owner and administrators; members too, without tags, where the rule `invite` is |
 //! | `invitation_list` | a node, of its own; with a network owner and administrators, and members of what they made |
 //! | `invitation_revoke` | who made it, owner, administrators |
 //! | `node_revoke`, `audit_query` | administrators |
@@ -24,10 +24,11 @@ use pilot_wire::registry::{
 };
 use sha2::{Digest as _, Sha256};
 
+use super::joining::INVITE;
 use super::{Admitted, Asker, MAX_REQUEST_ID, Service, Then, cut, reply, verifies, views};
 use crate::state::{
     Actor, Command, Invitation, MAX_MEMBER_TAGS, MAX_OWNER, MAX_RULE_CONFIG, MAX_RULES, Network,
-    Op, Origin, Refusal, Signer, State, check_hostname, check_tags,
+    Op, Origin, Refusal, Signer, State, check_network_name, check_tags,
 };
 
 /// Most members on one page.
@@ -91,8 +92,34 @@ impl Service {
         asker: &Asker,
         now: u64,
     ) -> Result<Admitted, Refusal> {
-        let Envelope { request, admin_token, request_id } = envelope;
-        let who = self.who(&admin_token, asker)?;
+        let who = self.who(&envelope.admin_token, asker)?;
+        self.decide(who, envelope, asker, now).await
+    }
+
+    /// Judges one request of the administrator `name`, who is known by other
+    /// means than what the request shows.
+    ///
+    /// # Errors
+    /// Says why it is refused.
+    pub(crate) async fn extended_by(
+        &self,
+        name: &str,
+        envelope: Envelope,
+        asker: &Asker,
+        now: u64,
+    ) -> Result<Admitted, Refusal> {
+        let who = Who { admin: Some(name.to_owned()), node: asker.session };
+        self.decide(who, envelope, asker, now).await
+    }
+
+    async fn decide(
+        &self,
+        who: Who,
+        envelope: Envelope,
+        asker: &Asker,
+        now: u64,
+    ) -> Result<Admitted, Refusal> {
+        let Envelope { request, admin_token: _, request_id } = envelope;
         let op = match request {
             Extended::NetworkCreate { name, join, broadcast } => {
                 self.create(&who, name, join, broadcast).await?
@@ -155,7 +182,7 @@ impl Service {
                 let state = self.state();
                 let network = state.find_network(&network)?;
                 let live = network.tokens.values().filter(|t| !is_over(t.expires, now));
-                let views = live.map(|token| views::token(network.record.id, token));
+                let views = live.map(|token| token.view(network.record.id));
                 return Ok(reply(Tokens { tokens: views::all_that_fit("tokens", views) }));
             }
             Extended::TokenRevoke { network, id } => {
@@ -174,7 +201,7 @@ impl Service {
             Extended::InvitationDecline { id } => {
                 let by = who.node("invitation_decline")?;
                 let state = self.state();
-                if !invitations_of(&state, by, now).any(|invitation| invitation.id == id) {
+                if !invitations_of(&state, by.node, now).any(|invitation| invitation.id == id) {
                     return Err(Refusal::InvitationGone);
                 }
                 Op::EndInvitation { by: Actor::Node(by), id }
@@ -184,8 +211,9 @@ impl Service {
                 let state = self.state();
                 let invitation = state.invitation(id).ok_or(Refusal::InvitationGone)?;
                 let network = state.network(invitation.network)?;
+                // Who has nothing to do with it is not told that there is one.
                 if !who.owns(network) && !who.is(invitation.from.map(|(node, _)| node)) {
-                    return Err(Refusal::NotOwner(invitation.network));
+                    return Err(Refusal::InvitationGone);
                 }
                 Op::EndInvitation { by, id }
             }
@@ -262,13 +290,7 @@ impl Service {
 
     /// As a hostname, not reserved, of no other network.
     pub(super) fn check_name(&self, name: &str) -> Result<(), Refusal> {
-        check_hostname(name).map_err(|refusal| match refusal {
-            Refusal::ReservedHostname(_) => invalid("name", format!("{name:?} is reserved")),
-            _ => invalid(
-                "name",
-                "is not 1 to 63 lowercase letters, digits and inner hyphens, as a hostname is",
-            ),
-        })?;
+        check_network_name(name)?;
         let there = self.state().find_network(&NetworkRef::Name(name.to_owned())).is_ok();
         if there { Err(Refusal::NetworkExists(name.to_owned())) } else { Ok(()) }
     }
@@ -306,7 +328,7 @@ impl Service {
         who.actor("network_list")?;
         let node = who.node.map(|signer| signer.node);
         let state = self.state();
-        let views = state.networks().map(|n| views::network(n, node, who.owns(n)));
+        let views = state.networks().map(|n| n.view(node, who.owns(n)));
         Ok(reply(NetworkViews { networks: views::all_that_fit("networks", views) }))
     }
 
@@ -357,8 +379,10 @@ impl Service {
                 if !network.members.contains_key(&node) {
                     return Err(Refusal::NotMember { network: id, node });
                 }
-                // A member cannot give what it was not given.
-                if !tags.is_empty() {
+                // No member gives what only the owner can, nor lets in where no
+                // rule asks for invitations.
+                let asks = network.record.join.rules.iter().any(|rule| rule.rule == INVITE);
+                if !asks || !tags.is_empty() {
                     return Err(Refusal::NotOwner(id));
                 }
             }
@@ -399,7 +423,7 @@ impl Service {
     ) -> Result<Admitted, Refusal> {
         let state = self.state();
         let found: Vec<&Invitation> = match network {
-            None => invitations_of(&state, who.node("invitation_list")?, now).collect(),
+            None => invitations_of(&state, who.node("invitation_list")?.node, now).collect(),
             Some(network) => {
                 who.actor("invitation_list")?;
                 let network = state.find_network(network)?;
@@ -416,22 +440,21 @@ impl Service {
                 }
             }
         };
-        let views = found.into_iter().map(|i| views::invitation(&state, i));
+        let views = found.into_iter().filter_map(|invitation| {
+            let network = state.network(invitation.network).ok()?;
+            Some(invitation.view(&network.record.name))
+        });
         Ok(reply(Invitations { invitations: views::all_that_fit("invitations", views) }))
     }
 }
 
-/// Invitations that the node can accept now. Those for its owner count only if
-/// its key is proven: an owner is but a text, which anybody could register.
+/// Invitations that the node can accept now.
 pub(super) fn invitations_of(
     state: &State,
-    node: Signer,
+    node: NodeId,
     now: u64,
 ) -> impl Iterator<Item = &Invitation> {
-    let proven = state.key(&node.key).is_some_and(|key| key.proven);
-    state.invitations_for(node.node).into_iter().filter(move |invitation| {
-        invitation.expires > now && (proven || matches!(invitation.to, Invitee::Node(_)))
-    })
+    state.invitations_for(node).into_iter().filter(move |invitation| invitation.expires > now)
 }
 
 /// Members in order of their numbers, after this one.
@@ -441,16 +464,6 @@ pub(super) fn after_node(
 ) -> impl Iterator<Item = &crate::state::Member> {
     use std::ops::Bound::{Excluded, Unbounded};
     network.members.range((Excluded(after), Unbounded)).map(|(_, member)| member)
-}
-
-/// When the next membership, token or invitation ends.
-pub(crate) fn next_expiry(state: &State) -> Option<u64> {
-    let of = |network: &Network| {
-        let members = network.members.values().filter_map(|member| member.expires);
-        members.chain(network.tokens.values().filter_map(|token| token.expires)).min()
-    };
-    let invitations = state.networks().flat_map(|n| state.invitations_to(n.record.id));
-    state.networks().filter_map(of).chain(invitations.map(|i| i.expires)).min()
 }
 
 /// What there is, for a message.

@@ -1,5 +1,5 @@
-//! What of networks is shown, and how much of it goes into one answer. Who may
-//! see it is not decided here.
+//! Members as others see them, and how much of a list goes into one answer. Who
+//! may see it is not decided here.
 //!
 //! Bound: a list takes [`ROOM`] bytes of an answer at the most, as a frame has a
 //! limit; what does not fit is on the next page where there are pages, else it
@@ -8,49 +8,13 @@
 
 use std::io;
 
-use pilot_wire::NodeId;
-use pilot_wire::registry::network::{
-    InvitationView, MemberView, Membership, NetworkView, TokenView,
-};
+use pilot_wire::registry::network::MemberView;
 use serde::Serialize;
 
-use crate::state::{Invitation, Member, Network, State, Token};
+use crate::state::{Member, Network, State};
 
 /// Bytes of one answer that a list may take.
 const ROOM: usize = 1_000_000;
-
-/// A network for `node` (none for an administrator who is no node); `whole`
-/// shows the configuration of the rules as well.
-pub(super) fn network(network: &Network, node: Option<NodeId>, whole: bool) -> NetworkView {
-    let record = &network.record;
-    NetworkView {
-        id: record.id,
-        name: record.name.clone(),
-        members: network.members.len() as u64,
-        join_rule: record.join.label(),
-        join: whole.then(|| record.join.clone()),
-        broadcast: record.broadcast.clone(),
-        owner: record.owner,
-        created: record.created,
-        membership: node
-            .and_then(|node| network.members.get(&node))
-            .map(|member| membership(network, member)),
-    }
-}
-
-/// A node's own membership.
-pub(super) fn membership(network: &Network, member: &Member) -> Membership {
-    Membership {
-        network: network.record.id,
-        name: network.record.name.clone(),
-        address: network.address(member.node),
-        joined: member.joined,
-        expires: member.expires,
-        tags: member.tags.clone(),
-        external_identity: member.external_identity.clone(),
-        may_broadcast: network.may_broadcast(member.node),
-    }
-}
 
 /// A member for others.
 pub(super) fn member(state: &State, network: &Network, member: &Member) -> MemberView {
@@ -65,34 +29,6 @@ pub(super) fn member(state: &State, network: &Network, member: &Member) -> Membe
         tags: member.tags.clone(),
         external_identity: member.external_identity.clone(),
         rule: member.rule.clone(),
-    }
-}
-
-/// A token without what its secret is checked by.
-pub(super) fn token(network: u16, token: &Token) -> TokenView {
-    TokenView {
-        id: token.id.clone(),
-        network,
-        created: token.created,
-        expires: token.expires,
-        uses_left: token.uses_left,
-        tags: token.tags.clone(),
-    }
-}
-
-/// An invitation.
-pub(super) fn invitation(state: &State, invitation: &Invitation) -> InvitationView {
-    let network = state.network(invitation.network);
-    InvitationView {
-        id: invitation.id,
-        network: invitation.network,
-        name: network.map(|n| n.record.name.clone()).unwrap_or_default(),
-        to: invitation.to.clone(),
-        from: invitation.from.map(|(node, _)| node),
-        key: invitation.from.map(|(_, key)| key),
-        signature: invitation.signature,
-        expires: invitation.expires,
-        tags: invitation.tags.clone(),
     }
 }
 

@@ -177,7 +177,8 @@ pub enum Op {
     AddMember { by: Actor, node: NodeId, network: u16 },
     /// A node leaves (`by` is the node), or is removed (`by` is another).
     LeaveNetwork { by: Actor, node: NodeId, network: u16 },
-    /// Memberships, tokens and invitations whose time has come at `at` end.
+    /// Memberships, tokens and invitations whose time has come at `at` end, at
+    /// most [`super::MAX_ENDED`] of them.
     Expire {},
     /// A join token is made. Only salt and hash are kept.
     CreateToken {

@@ -93,11 +93,18 @@ impl Loading {
             }
             RowKey::Trust(node) => {
                 let TrustRow { stated, withdrawn } = value(&row)?;
+                if stated.is_empty() && withdrawn.is_empty() {
+                    return Err(unreadable(&row, "it says nothing"));
+                }
                 stated.into_iter().try_for_each(|peer| self.stated(node, peer))?;
                 withdrawn.into_iter().try_for_each(|peer| self.withdrawn(node, peer))
             }
             RowKey::Handshakes(node) => {
-                let Inbox { requests, answers } = value(&row)?;
+                let inbox: Inbox = value(&row)?;
+                if inbox.is_empty() {
+                    return Err(unreadable(&row, "it says nothing"));
+                }
+                let Inbox { requests, answers } = inbox;
                 self.requests(node, requests)?;
                 self.answers(node, answers)
             }
@@ -165,11 +172,11 @@ impl Loading {
         let (id, state) = (record.id, &mut self.state);
         // Before it takes its place, since that costs memory by its number.
         ensure(state.nodes.get(id).is_none(), || format!("node {id} stands twice"))?;
-        if !record.hostname.is_empty() {
-            let other = state.hostnames.insert(record.hostname.as_str().into(), id);
-            ensure(other.is_none(), || {
-                format!("hostname {:?} belongs to two nodes", record.hostname)
-            })?;
+        let name = &record.hostname;
+        if !name.is_empty() {
+            let other = state.hostnames.find(name, &state.nodes);
+            ensure(other.is_none(), || format!("hostname {name:?} belongs to two nodes"))?;
+            state.hostnames.insert(name, id);
         }
         state.census.count(&record);
         state.nodes.insert(Node::new(record, 0));
@@ -283,10 +290,7 @@ impl Loading {
             })?;
         }
         state.trust.nodes().try_for_each(|id| assigned(id, "trust is stated by or in"))?;
-        for (id, inbox) in &state.inboxes {
-            assigned(*id, "handshakes wait for")?;
-            ensure(!inbox.is_empty(), || format!("nothing waits for node {id}"))?;
-        }
+        state.inboxes.keys().try_for_each(|id| assigned(*id, "handshakes wait for"))?;
         for network in state.networks.iter() {
             let id = network.record.id;
             if let Some(owner) = network.record.owner {

@@ -31,6 +31,9 @@ pub const MAX_MEMBERSHIPS: usize = 64;
 pub const MAX_MEMBER_TAGS: usize = 32;
 /// Longest tag of a member, in bytes.
 pub const MAX_MEMBER_TAG: usize = 256;
+/// What one [`super::Op::Expire`] ends at the most, as readers wait for it; the
+/// rest waits for the next, see [`super::State::next_end`].
+pub const MAX_ENDED: usize = 16_384;
 /// Most rules of one network.
 pub const MAX_RULES: usize = 8;
 /// Longest configuration of one rule as JSON, in bytes.

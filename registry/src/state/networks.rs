@@ -199,8 +199,8 @@ impl Networks {
         [member, token, invitation].into_iter().flatten().min()
     }
 
-    /// What has ended at `now`.
-    pub(super) fn ended(&self, now: u64) -> Vec<Ending> {
+    /// What has ended at `now`, at most `count`.
+    pub(super) fn ended(&self, now: u64, count: usize) -> Vec<Ending> {
         let members = self.ending_members.iter().take_while(|(end, ..)| *end <= now);
         let tokens = self.ending_tokens.iter().take_while(|(end, ..)| *end <= now);
         let invitations = self.ending_invitations.iter().take_while(|(end, _)| *end <= now);
@@ -208,6 +208,7 @@ impl Networks {
             .map(|(_, network, node)| Ending::Member(*network, *node))
             .chain(tokens.map(|(_, network, id)| Ending::Token(*network, id.to_string())))
             .chain(invitations.map(|(_, id)| Ending::Invitation(*id)))
+            .take(count)
             .collect()
     }
 }

@@ -60,7 +60,7 @@ pub struct Node {
     /// Unix seconds; liveness is not durable and no part of a row.
     seen: AtomicU64,
     /// Digests of signatures that were found good; zeros for none.
-    good: Mutex<[[u8; 32]; KINDS]>,
+    good: Mutex<[Digest; KINDS]>,
 }
 
 impl Node {
@@ -107,10 +107,16 @@ impl Node {
     }
 }
 
-/// Half the room of a signature and as hard to forge. With the key in it, what
-/// was good under another key is good no more.
-fn digest(key: &PublicKey, kind: u8, signature: &[u8; 64]) -> [u8; 32] {
-    Sha256::new().chain_update(key.0).chain_update([kind]).chain_update(signature).finalize().into()
+/// A quarter of the room of a signature and, with 128 bits, as hard to forge:
+/// another one has to have this very digest. With the key in it, what was good
+/// under another key is good no more.
+type Digest = [u8; 16];
+
+fn digest(key: &PublicKey, kind: u8, signature: &[u8; 64]) -> Digest {
+    let whole = Sha256::new().chain_update(key.0).chain_update([kind]).chain_update(signature);
+    let mut digest = Digest::default();
+    digest.copy_from_slice(&whole.finalize()[..size_of::<Digest>()]);
+    digest
 }
 
 /// What is known of a key, for ever.

@@ -1,7 +1,9 @@
 //! Rules one by one, then random command sequences against invariants.
 
 mod model;
+mod networks;
 mod random;
+mod rows;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -51,7 +53,8 @@ fn rows(state: &State) -> Vec<Row> {
 /// The same without the count of commands.
 fn records(state: &State) -> Vec<Row> {
     let mut rows = rows(state);
-    let mut meta: rows::Meta = serde_json::from_slice(rows[0].value.as_deref().unwrap()).unwrap();
+    let mut meta: super::rows::Meta =
+        serde_json::from_slice(rows[0].value.as_deref().unwrap()).unwrap();
     meta.applied = 0;
     rows[0].value = Some(serde_json::to_vec(&meta).unwrap());
     rows
@@ -364,7 +367,7 @@ proptest! {
                 prop_assert!(id.0 > 0 && id.0 < state.next_node);
                 prop_assert_eq!(state.keys[&node.record.key].node, *id);
                 if !node.record.hostname.is_empty() {
-                    prop_assert_eq!(state.hostnames[&*node.record.hostname], *id);
+                    prop_assert_eq!(state.named(&node.record.hostname).unwrap().record.id, *id);
                 }
             }
             prop_assert_eq!(

@@ -2,6 +2,8 @@
 //! in this process, or as the real binary.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod networks;
+pub(crate) mod plugins;
 pub(crate) mod session;
 pub(crate) mod view;
 

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 
-use pilot_wire::NodeId;
 use serde_json::{Value, json};
 
 use super::view::View;

@@ -191,7 +191,8 @@ impl<'a> Fleet<'a> {
         }
         if !self.networks.is_empty() {
             let mut asker = self.admin().await?;
-            for id in self.networks.drain(..) {
+            // They stay in the report.
+            for id in self.networks.iter().copied() {
                 let network = NetworkRef::Id(id);
                 asker
                     .ask::<NetworkDone>("network delete", Extended::NetworkDelete { network })

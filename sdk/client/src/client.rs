@@ -269,11 +269,13 @@ impl Client {
     }
 
     /// Asks the registry as this node; `request` is a JSON object of the form
-    /// of `pilot_wire::registry::Extended`. Gives the registry's answer.
+    /// of `pilot_wire::registry::Extended`. Gives the registry's answer, also
+    /// when it refuses: then the object has `error`, and where the registry says
+    /// more `code`, `message` and `hint`.
     ///
     /// # Errors
-    /// When the daemon or the registry knows no such requests, cannot be
-    /// reached, or refuses.
+    /// When the daemon or the registry knows no such requests, or cannot be
+    /// reached.
     pub async fn registry(&self, request: &Value) -> Result<Value, Error> {
         if !self.features().contains(Features::NETWORKS) {
             return Err(Error::new(

@@ -14,6 +14,7 @@ use rustls::crypto::CryptoProvider;
 pub use client::{Stream, WrongPin, connect};
 pub use identity::{ServerIdentity, TlsError, common_name};
 pub use pin::{BadPin, Pin};
+pub use rustls::pki_types::CertificateDer;
 pub use tokio_rustls::TlsAcceptor;
 /// One connection from the server's side.
 pub type ServerStream<S> = tokio_rustls::server::TlsStream<S>;

@@ -2,7 +2,7 @@
 //! Everything that needs a key is signed before the clock starts.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use ed25519_dalek::{Signer, SigningKey};
@@ -20,9 +20,20 @@ const NODES: u64 = 10_000;
 /// Read buffer.
 const BUFFER: usize = 64 << 10;
 
+/// Connections that ask while others write.
+const PROBES: u32 = 8;
+/// Time between two questions of each, so that what is measured is not their own
+/// load.
+const PROBE_PAUSE: Duration = Duration::from_millis(5);
+
 /// `registry ADDRESS KIND COUNT CONNECTIONS PIPELINED SEED`; KIND is register,
 /// lookup or heartbeat. The seed makes the keys, so that runs do not meet.
+/// `registry ADDRESS probe SECONDS NODES`: single lookups of the first so many
+/// nodes, one at a time.
 pub(super) async fn run(args: &[&str]) -> Result<()> {
+    if let [addr, "probe", seconds, nodes] = args {
+        return probe(addr, Duration::from_secs(seconds.parse()?), nodes.parse()?).await;
+    }
     let [addr, kind, count, connections, pipelined, seed] = args else {
         bail!("registry role needs six words, got {args:?}")
     };
@@ -165,4 +176,45 @@ async fn converse(
         }
     }
     Ok(replies)
+}
+
+/// Asks at fixed times, and says how long answers took since then.
+async fn probe(addr: &str, span: Duration, nodes: u64) -> Result<()> {
+    let mut tasks = JoinSet::new();
+    for lane in 0..PROBES {
+        let addr = addr.to_owned();
+        tasks.spawn(async move {
+            let mut stream = TcpStream::connect(&addr).await?;
+            stream.set_nodelay(true)?;
+            let mut incoming = FrameBuffer::new();
+            let mut times = Vec::new();
+            let start = Instant::now();
+            for n in 0.. {
+                // Not all at the same moment.
+                let due = start + PROBE_PAUSE * n + PROBE_PAUSE / PROBES * lane;
+                if due >= start + span {
+                    break;
+                }
+                tokio::time::sleep_until(due.into()).await;
+                let wanted = node((u64::from(n) * u64::from(PROBES) + u64::from(lane)) % nodes + 1);
+                stream.write_all(&frame(&Request::Lookup { node_id: wanted })?).await?;
+                while incoming.next_body()?.is_none() {
+                    let read = stream.read_buf(incoming.space(BUFFER)).await?;
+                    ensure!(read > 0, "the registry closed the connection");
+                }
+                times.push(due.elapsed());
+            }
+            anyhow::Ok(times)
+        });
+    }
+    let mut times = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        times.extend(done??);
+    }
+    times.sort_unstable();
+    ensure!(!times.is_empty(), "nothing was asked");
+    let at =
+        |part: usize| times[(times.len() * part / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
+    println!("{}", json!({ "lookups": times.len(), "p50_ms": at(50), "p99_ms": at(99) }));
+    Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::report::{Report, target_dir};
+use super::report::Report;
 use super::server::DATAGRAM_PORT;
 use crate::harness::{
     self, Daemon, DaemonOptions, Network, Process, cpu_time, resident_bytes, scheduled_time,
@@ -79,9 +79,7 @@ pub(super) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     if plan.wants(&["daemon.idle_rss", "daemon.idle_cpu"]) {
         idle_daemons(plan, report).await?;
     }
-    if plan.wants(&["registry.register", "registry.lookup", "registry.heartbeat"]) {
-        registry(plan, report)?;
-    }
+    super::registry::run(plan, report).await?;
     Ok(())
 }
 
@@ -304,38 +302,6 @@ async fn idle_daemons(plan: &Plan, report: &mut Report) -> Result<()> {
         report.add("daemon.idle_cpu", "ms", minute);
         let resident = resident_bytes(a.process.pid())?;
         report.add("daemon.idle_rss", "MiB", resident as f64 / MIB as f64);
-    }
-    Ok(())
-}
-
-fn registry(plan: &Plan, report: &mut Report) -> Result<()> {
-    // On the disk of the build folder: a temporary folder may be in memory,
-    // where syncing costs nothing.
-    let folder = target_dir()?.join("bench");
-    std::fs::create_dir_all(&folder)?;
-    let rows: [(&'static str, &str, u64); 3] = [
-        ("registry.register", "register", 100_000),
-        ("registry.lookup", "lookup", 500_000),
-        ("registry.heartbeat", "heartbeat", 200_000),
-    ];
-    for (row, kind, count) in rows {
-        if !plan.wants(&[row]) {
-            continue;
-        }
-        for run in 0..RUNS {
-            let store = tempfile::Builder::new().prefix("registry-").tempdir_in(&folder)?;
-            let mut server = harness::command("pilot-registry")?;
-            server
-                .args(["-addr", "127.0.0.1:0", "-register-rate", "0", "-store"])
-                .arg(store.path().join("registry.db"));
-            let log = store.path().join("registry.log");
-            let server = Process::start("pilot-registry", server, &log)?;
-            let mut load = this_program()?;
-            load.args(["role", "registry", server.ready_text("addr")?, kind])
-                .args([plan.size(count), 64, 16, run as u64].map(|n| n.to_string()));
-            let rate = finish(row, load)?;
-            report.add(row, "1/s", figure(&rate, "per_second")?);
-        }
     }
     Ok(())
 }

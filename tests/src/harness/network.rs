@@ -43,11 +43,55 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
     }
 }
 
+/// What a registry is told beside where it listens and keeps its state.
+#[derive(Clone, Debug, Default)]
+pub struct RegistryOptions {
+    settings: Vec<(String, String)>,
+}
+
+impl RegistryOptions {
+    /// As a network has it that is not told another.
+    pub fn new() -> Self {
+        Self::default().set("register-rate", "0")
+    }
+
+    /// Sets a key of the registry, or replaces it.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.retain(|(k, _)| k != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With an administrator, whose token is [`ADMIN_TOKEN`].
+    #[must_use]
+    pub fn with_admin(self) -> Self {
+        self.set("admin-token", ADMIN_TOKEN)
+    }
+
+    /// With the admin HTTP server, on a free port; the ready line has it as
+    /// `http`.
+    #[must_use]
+    pub fn with_http(self) -> Self {
+        self.set("http", "127.0.0.1:0")
+    }
+
+    /// With TLS and a certificate of its own. Daemons of the network pin it.
+    #[must_use]
+    pub fn with_tls(self) -> Self {
+        self.set("tls", "true")
+    }
+}
+
+/// The token of [`RegistryOptions::with_admin`].
+pub const ADMIN_TOKEN: &str = "the token of the tests' administrator";
+
 /// A registry with a store, a beacon, and a folder for whatever joins them.
 pub struct Network {
     folder: TempDir,
     registry: Process,
     registry_addr: String,
+    registry_options: RegistryOptions,
     beacon: Process,
     beacon_addr: String,
 }
@@ -58,15 +102,23 @@ impl Network {
     /// # Errors
     /// When a program is not built or does not start.
     pub fn start() -> Result<Self> {
+        Self::start_with(RegistryOptions::new())
+    }
+
+    /// The same with a registry that is told more.
+    ///
+    /// # Errors
+    /// When a program is not built or does not start.
+    pub fn start_with(registry_options: RegistryOptions) -> Result<Self> {
         // Short, because the path of a Unix socket may have 107 bytes.
         let folder = tempfile::Builder::new().prefix("pilot-").tempdir()?;
-        let registry = start_registry(folder.path(), "127.0.0.1:0")?;
+        let registry = start_registry(folder.path(), "127.0.0.1:0", &registry_options)?;
         let registry_addr = registry.ready_text("addr")?.to_owned();
         let mut beacon = command("pilot-beacon")?;
         beacon.args(["-addr", "127.0.0.1:0"]);
         let beacon = Process::start("pilot-beacon", beacon, &folder.path().join("beacon.log"))?;
         let beacon_addr = beacon.ready_text("addr")?.to_owned();
-        Ok(Self { folder, registry, registry_addr, beacon, beacon_addr })
+        Ok(Self { folder, registry, registry_addr, registry_options, beacon, beacon_addr })
     }
 
     /// The folder that holds everything; gone when this is dropped.
@@ -105,13 +157,36 @@ impl Network {
     /// When it does not start.
     pub fn restart_registry(&mut self) -> Result<()> {
         self.registry.kill();
-        self.registry = start_registry(self.folder.path(), &self.registry_addr)?;
+        let options = &self.registry_options;
+        self.registry = start_registry(self.folder.path(), &self.registry_addr, options)?;
         Ok(())
+    }
+
+    /// What the registry was told.
+    pub fn registry_options(&self) -> &RegistryOptions {
+        &self.registry_options
+    }
+
+    /// The registry's certificate, if it serves TLS.
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.registry.ready_text("fingerprint").ok()
+    }
+
+    /// Where the registry's admin HTTP server listens.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn http_addr(&self) -> Result<&str> {
+        self.registry.ready_text("http")
     }
 
     /// Options of a daemon that joins here, as `name`.
     pub fn options(&self, name: &str) -> DaemonOptions {
-        DaemonOptions::new(name, &self.registry_addr, &self.beacon_addr)
+        let options = DaemonOptions::new(name, &self.registry_addr, &self.beacon_addr);
+        match self.fingerprint() {
+            Some(pin) => options.set("registry-tls", "true").set("registry-fingerprint", pin),
+            None => options,
+        }
     }
 
     /// Starts a daemon and waits until it has joined.
@@ -160,9 +235,11 @@ impl Network {
     }
 }
 
-fn start_registry(folder: &Path, addr: &str) -> Result<Process> {
+fn start_registry(folder: &Path, addr: &str, options: &RegistryOptions) -> Result<Process> {
     let mut registry = command("pilot-registry")?;
-    registry.args(["-addr", addr, "-register-rate", "0", "-store"]).arg(folder.join("registry.db"));
+    registry.args(["-addr", addr, "-store"]).arg(folder.join("registry.db"));
+    // As a switch wants it, and in one word as a value that begins with a dash.
+    registry.args(options.settings.iter().map(|(key, value)| format!("-{key}={value}")));
     Process::start("pilot-registry", registry, &folder.join("registry.log"))
 }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use pilot_wire::registry::{FrameBuffer, append_frame};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
 /// How it answers.
@@ -43,6 +44,18 @@ pub(crate) struct State {
     pub(crate) responses: Vec<Value>,
     pub(crate) refuse: HashSet<String>,
     pub(crate) connections: usize,
+    /// Name of the state in which there are sessions; empty for a published
+    /// registry, which knows none.
+    pub(crate) epoch: String,
+    /// What follows the opening of a session.
+    pub(crate) first: Option<Value>,
+    /// Networks of whoever is looked up, beside 0.
+    pub(crate) networks: Vec<u16>,
+    /// Answers to requests beyond the published ones, by type, without it.
+    pub(crate) answers: BTreeMap<String, Value>,
+    sessions: Vec<UnboundedSender<Vec<u8>>>,
+    /// Speaks TLS to whoever connects from now on.
+    pub(crate) tls: Option<pilot_tls::TlsAcceptor>,
 }
 
 pub(crate) struct Mock {
@@ -88,6 +101,15 @@ impl Mock {
         self.state.lock().unwrap()
     }
 
+    /// Tells every session; returns how many there are.
+    pub(crate) fn push(&self, seq: u64, news: Value) -> usize {
+        let mut state = self.state();
+        let mut frame = Vec::new();
+        append_frame(&mut frame, &json!({"type": "push", "seq": seq, "news": news})).unwrap();
+        state.sessions.retain(|session| session.send(frame.clone()).is_ok());
+        state.sessions.len()
+    }
+
     pub(crate) fn count(&self, kind: &str) -> usize {
         self.state().log.iter().filter(|r| r["type"] == kind).count()
     }
@@ -112,15 +134,35 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         state.lock().unwrap().connections += 1;
-        connections.spawn(serve(stream, state.clone()));
+        let (tls, state) = (state.lock().unwrap().tls.clone(), state.clone());
+        connections.spawn(async move {
+            match tls {
+                None => serve(stream, state).await,
+                Some(acceptor) => {
+                    // One that does not like the certificate goes away.
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        serve(stream, state).await;
+                    }
+                }
+            }
+        });
     }
 }
 
-async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<State>>) {
     let mut input = FrameBuffer::new();
+    let (session, mut pushes) = unbounded_channel::<Vec<u8>>();
     loop {
-        if !matches!(stream.read_buf(input.space(4096)).await, Ok(n) if n > 0) {
-            return;
+        tokio::select! {
+            Some(push) = pushes.recv() => {
+                if stream.write_all(&push).await.is_err() || stream.flush().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            read = stream.read_buf(input.space(4096)) => if !matches!(read, Ok(n) if n > 0) {
+                return;
+            }
         }
         while let Some(body) = input.next_body().unwrap() {
             let request: Value = serde_json::from_slice(body).unwrap();
@@ -129,7 +171,16 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
                 let mut state = state.lock().unwrap();
                 state.log.push(request.clone());
                 match &mut state.mood {
-                    Mood::Fine => append_frame(&mut out, &answer(&mut state, &request)).unwrap(),
+                    Mood::Fine => {
+                        append_frame(&mut out, &answer(&mut state, &request)).unwrap();
+                        if request["type"] == "session_open" && !state.epoch.is_empty() {
+                            state.sessions.push(session.clone());
+                            if let Some(news) = &state.first {
+                                let push = json!({"type": "push", "seq": 1, "news": news});
+                                append_frame(&mut out, &push).unwrap();
+                            }
+                        }
+                    }
                     Mood::Silent => {}
                     Mood::Nonsense(bytes) => out.extend_from_slice(bytes),
                     Mood::Hangup(left) => {
@@ -141,7 +192,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
                     }
                 }
             }
-            if stream.write_all(&out).await.is_err() {
+            if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
                 return;
             }
         }
@@ -166,7 +217,8 @@ fn answer(state: &mut State, request: &Value) -> Value {
         "heartbeat" if !state.known.contains(&node) => return refuse("unknown_node"),
         "heartbeat" => json!({"time": 1}),
         "lookup" => match state.keys.get(&node) {
-            Some(key) => json!({"node_id": node, "address": "0:0000.0000.0001", "networks": [0],
+            Some(key) => json!({"node_id": node, "address": "0:0000.0000.0001",
+                                "networks": ([&[0], state.networks.as_slice()].concat()),
                                 "public_key": key, "public": false, "polo_score": 0}),
             None => return refuse("unknown_node"),
         },
@@ -193,6 +245,23 @@ fn answer(state: &mut State, request: &Value) -> Value {
             json!({})
         }
         "report_trust" | "revoke_trust" => json!({}),
+        kind if kind.starts_with("session_") && state.epoch.is_empty() => {
+            return json!({"type": "error", "error": "request failed"});
+        }
+        "session_challenge" => json!({"nonce": "bm9uY2U="}),
+        "session_open" => {
+            let resumed = request["epoch"] == state.epoch.as_str() && state.first.is_none();
+            json!({"node_id": node, "epoch": state.epoch, "seq": 1, "resumed": resumed,
+                   "idle_secs": 60})
+        }
+        "session_watch" => json!({"watched": 1}),
+        kind if state.answers.contains_key(kind) => {
+            let mut answer = state.answers[kind].clone();
+            if answer["type"].is_null() {
+                answer["type"] = format!("{kind}_ok").into();
+            }
+            return answer;
+        }
         other => panic!("{other}"),
     };
     reply["type"] = format!("{kind}_ok").into();

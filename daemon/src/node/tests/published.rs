@@ -129,6 +129,15 @@ fn errors_have_the_published_texts() {
         client.tell(&Command::SendDatagram { to: everybody, data: b"x" }).await;
         let text = "sendto: broadcast is not available — custom networks are WIP";
         client.hears_error(GENERAL, text).await;
+        let elsewhere = Address { network: 6, node: NodeId::BROADCAST }.port(1);
+        client.tell(&Command::SendDatagram { to: elsewhere, data: b"x" }).await;
+        client.hears_error(GENERAL, "sendto: this node is not a member of network 6").await;
+        let in_five = Address { network: 5, node: NodeId::BROADCAST }.port(1);
+        client.tell(&Command::SendDatagram { to: in_five, data: b"" }).await;
+        let text = "sendto: the members of network 5 are not known";
+        client.hears_error(GENERAL, text).await;
+        client.tell(&Command::Dial { to: Address { network: 5, node: b.id }.port(7) }).await;
+        client.hears_error(GENERAL, "dial: this node is not a member of network 5").await;
         client.bind(1234).await;
         client.tell(&Command::Bind { port: 1234 }).await;
         client.hears_error(GENERAL, "port 1234 already bound").await;

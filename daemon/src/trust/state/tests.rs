@@ -405,3 +405,15 @@ fn a_justification_holds_no_control_characters() {
     state.handle(input, ME, NOW).unwrap();
     assert_eq!(state.pending()[&PEER].justification, "let me in [2J please ");
 }
+
+#[test]
+fn what_the_registry_says_ends_trust_that_is_not_young() {
+    let mut state = trusting();
+    let revoked = |young| Input::RevokedByPeer { node: PEER, young };
+    assert_eq!(state.handle(revoked(60), ME, NOW + 59), Err(Refused::Young));
+    assert!(state.trusted().contains_key(&PEER));
+    let actions = state.handle(revoked(60), ME, NOW + 60).unwrap();
+    assert_eq!(actions, [Action::Save, Action::Forbid(PEER), Action::Drop(PEER)]);
+    assert!(state.revocations().is_empty(), "the registry knows");
+    assert_eq!(state.handle(revoked(0), ME, NOW + 60), Err(Refused::NotTrusted));
+}

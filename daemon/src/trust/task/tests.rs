@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use ed25519_dalek::{Verifier, VerifyingKey};
-use pilot_core::StreamId;
+use pilot_core::{Permission, StreamId};
 use serde_json::json;
 
 use super::super::handle;
@@ -50,7 +50,7 @@ async fn rig(state: TrustState) -> Rig {
     std::fs::create_dir(path.parent().unwrap()).unwrap();
     let mock = Mock::started().await;
     let identity = Identity::generate().unwrap();
-    let member = Member::new(Some(mock.address.to_string()), identity.clone());
+    let member = Member::new(Some(mock.address.to_string()), None, identity.clone());
     member.set_node(NodeId(7));
     // Nothing answers the control plane's questions; nothing here needs them.
     let (control, _) = control::channel();
@@ -87,6 +87,7 @@ async fn rig(state: TrustState) -> Rig {
     let said = Arc::new(Heard::default());
     let parts = TrustParts {
         file: TrustFile::at(path.clone()),
+        permits: Permits::new(node.clone(), state.trusted().keys().copied()),
         state,
         pins: pins.clone(),
         member,
@@ -307,4 +308,51 @@ async fn a_new_registration_repeats_what_the_registry_must_know() {
     rig.trust.send(Command::Joined).await;
     until("reported", || rig.mock.count("report_trust") == 1).await;
     assert_eq!(rig.mock.last("report_trust").unwrap()["peer_id"], 2);
+}
+
+#[tokio::test]
+async fn trust_that_the_registry_says_is_over_ends_without_telling_anybody() {
+    let trusted = super::super::Trusted { key: None, approved_at: 1, mutual: true, network: 0 };
+    let state = TrustState::new(
+        [(PEER, trusted.clone()), (NodeId(3), trusted)].into_iter().collect(),
+        Default::default(),
+        Default::default(),
+        Default::default(),
+    );
+    let rig = rig(state).await;
+    rig.trust.send(Command::RevokedByPeer { node: PEER, young: 60 }).await;
+    until("dropped", || rig.was_asked(&Asked::Forget(PEER))).await;
+    let asked = rig.asked.lock().unwrap().remove(0);
+    assert_eq!(asked, Asked::Permission(PEER, Permission::Stranger), "first of all");
+    until("said", || rig.said.names() == ["trust.revoked_by_peer"]).await;
+    // A second time, and of a stranger: nothing.
+    for node in [PEER, NodeId(9)] {
+        rig.trust.send(Command::RevokedByPeer { node, young: 0 }).await;
+    }
+    let list = rig.trust.trusted().await.unwrap();
+    assert_eq!(list["trusted"].as_array().unwrap().len(), 1);
+    assert!(rig.stored().trusted().keys().eq([&NodeId(3)]));
+    assert!(rig.stored().revocations().is_empty());
+    assert_eq!(rig.said.names().len(), 1);
+    assert_eq!((rig.mock.count("revoke_trust"), rig.mock.count("report_trust")), (0, 0));
+    assert!(rig.dialled.lock().unwrap().is_empty());
+}
+
+/// A slow or broken disk does not keep anything open.
+#[tokio::test]
+async fn what_is_open_ends_before_the_end_is_written() {
+    let trusted = super::super::Trusted { key: None, approved_at: 1, mutual: true, network: 0 };
+    let state = TrustState::new(
+        [(PEER, trusted)].into_iter().collect(),
+        Default::default(),
+        Default::default(),
+        Default::default(),
+    );
+    let rig = rig(state).await;
+    let folder = rig.path.parent().unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    rig.trust.send(Command::RevokedByPeer { node: PEER, young: 0 }).await;
+    until("ended", || rig.was_asked(&Asked::Permission(PEER, Permission::Stranger))).await;
+    until("dropped", || rig.was_asked(&Asked::Forget(PEER))).await;
+    assert!(!rig.pins.is_trusted(PEER));
 }

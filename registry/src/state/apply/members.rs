@@ -9,7 +9,8 @@ use super::{Outcome, check_member_tags, done, is_over, nothing};
 use crate::state::networks::Ending;
 use crate::state::rows::RowKey;
 use crate::state::{
-    Actor, Admission, Change, LeaveReason, MAX_MEMBERSHIPS, Member, Refusal, Signer, State,
+    Actor, Admission, Change, LeaveReason, MAX_ENDED, MAX_MEMBERSHIPS, Member, Refusal, Signer,
+    State,
 };
 
 /// Rule of a member that an administrator or the owner has put in.
@@ -132,7 +133,7 @@ impl State {
     }
 
     pub(super) fn expire(&mut self, at: u64) -> Acknowledged {
-        for ending in self.networks.ended(at) {
+        for ending in self.networks.ended(at, MAX_ENDED) {
             match ending {
                 Ending::Member(network, node) => self.leave(network, node, LeaveReason::Expired),
                 Ending::Token(network, id) => {

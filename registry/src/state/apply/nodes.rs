@@ -44,7 +44,8 @@ impl State {
         if rekeyed {
             self.changed(Change::Key(id));
         }
-        if visible || renamed {
+        let newly_owned = !had_proven_owner && self.proven_owner(id).is_some();
+        if visible || renamed || newly_owned {
             self.changed(Change::Node(id));
         }
         if !had_proven_owner {
@@ -243,14 +244,14 @@ impl State {
     /// Names a registered node; whether it had another name or none.
     fn name(&mut self, id: NodeId, hostname: &str) -> Result<bool, Refusal> {
         check_hostname(hostname)?;
-        match self.hostnames.get(hostname) {
-            Some(holder) if *holder == id => return Ok(false),
+        match self.hostnames.find(hostname, &self.nodes) {
+            Some(holder) if holder == id => return Ok(false),
             Some(_) => return Err(Refusal::HostnameTaken(hostname.to_owned())),
             None => {}
         }
         self.unname(id);
         self.node_mut(id)?.record.hostname = hostname.to_owned();
-        self.hostnames.insert(hostname.into(), id);
+        self.hostnames.insert(hostname, id);
         self.dirty.mark(|| RowKey::Node(id));
         Ok(true)
     }
@@ -260,7 +261,7 @@ impl State {
         let Some(node) = self.nodes.get_mut(id) else { return false };
         let hostname = std::mem::take(&mut node.record.hostname);
         self.dirty.mark(|| RowKey::Node(id));
-        self.hostnames.remove(&*hostname).is_some()
+        self.hostnames.remove(&hostname, id)
     }
 
     pub(super) fn rotate_key(&mut self, by: Signer, new_key: PublicKey, at: u64) -> Outcome {

@@ -151,7 +151,13 @@ fn differences(before: &View, after: &View, by: Option<NodeId>) -> BTreeSet<Stri
             let node = v.nodes.get(&id);
             node.map(|n| (n.key, n.endpoint, n.hostname.clone(), n.public, n.tags.clone()))
         };
-        if seen(before) != seen(after) {
+        // For whom invitations of an owner are.
+        let owned = |v: &View| {
+            let owned = v.nodes.get(&id).is_some_and(|n| !n.owner.is_empty());
+            owned && v.keys.get(&id).is_some_and(|k| k.proven)
+        };
+        let newly_owned = !owned(before) && owned(after);
+        if seen(before) != seen(after) || newly_owned {
             tell(Change::Node(id));
         }
         let good = |v: &View| v.keys.get(&id).map(|k| (k.key, k.revoked));
@@ -266,7 +272,7 @@ fn any_end() -> impl Strategy<Value = u64> {
 
 fn any_admission() -> impl Strategy<Value = Admission> {
     let token = prop::sample::select(vec!["t1".to_owned(), "t2".to_owned(), "t3".to_owned()]);
-    let tokens = prop_oneof![3 => Just(vec![]), 2 => prop::collection::vec(token, 1..3)];
+    let tokens = prop_oneof![3 => Just(vec![]), 1 => prop::collection::vec(token, 1..3)];
     let invitations = prop_oneof![3 => Just(vec![]), 2 => prop::collection::vec(1u64..8, 1..3)];
     let expires = prop::option::of(any_end());
     let identity = prop::option::of(Just("spiffe://x/y".to_owned()));
@@ -284,7 +290,7 @@ fn any_admission() -> impl Strategy<Value = Admission> {
 
 fn network_op() -> impl Strategy<Value = Op> {
     let name = prop::sample::select(vec!["lab", "ops", "dev", "-x", "backbone"]);
-    let network = || prop_oneof![8 => 1u16..4, 1 => 0u16..9];
+    let network = || prop_oneof![12 => 1u16..3, 2 => 3u16..5, 1 => 0u16..9];
     let token = || prop::sample::select(vec!["t1", "t2", "t3"]);
     let uses = prop_oneof![Just(None), (0u32..4).prop_map(Some)];
     prop_oneof![
@@ -360,25 +366,92 @@ fn node_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Five nodes, two of them of a proven owner, then anything.
+/// Five nodes, two of them of an owner, and two networks with what belongs to
+/// them; then anything.
 fn any_commands() -> impl Strategy<Value = Vec<Command>> {
-    let first = (1u8..6).map(|n| {
-        let owner = if n < 3 { "alice" } else { "" }.to_owned();
-        Op::Register(Register { owner, proven: n == 1, ..registration(n) })
-    });
-    let first: Vec<_> = first.collect();
-    let op = prop_oneof![node_op(), network_op()];
+    let op = prop_oneof![2 => node_op(), 3 => network_op()];
     // Time passes, more or less.
     let later = prop::collection::vec((op, 1u64..8), 0..100);
     later.prop_map(move |later| {
         let mut at = 0;
-        let first = first.iter().map(|op| (op.clone(), 1));
+        let first = first().into_iter().map(|op| (op, 1));
         let all = first.chain(later).map(|(op, pause)| {
             at += pause;
             Command::own(at, op)
         });
         all.collect()
     })
+}
+
+fn first() -> Vec<Op> {
+    let admin = || Actor::Admin("ops".into());
+    let owner = || Actor::Node(signer(1, 1));
+    let mut ops: Vec<_> = (1u8..6)
+        .map(|n| {
+            let owner = if n < 3 { "alice" } else { "" }.to_owned();
+            Op::Register(Register { owner, proven: n == 1, ..registration(n) })
+        })
+        .collect();
+    for (by, name, rule) in [(owner(), "lab", "invite"), (admin(), "ops", "token")] {
+        let (name, join, broadcast) = (name.into(), JoinPolicy::of(rule), BroadcastRight::Owner);
+        ops.push(Op::CreateNetwork { by, name, join, broadcast });
+    }
+    for (by, network, node) in [(owner(), 1, 1), (owner(), 1, 2), (admin(), 2, 2), (admin(), 2, 3)]
+    {
+        ops.push(Op::AddMember { by, node: NodeId(node), network });
+    }
+    for (id, uses) in [("t1", Some(2)), ("t2", None)] {
+        let (id, salt, hash) = (id.into(), [1; 32], [2; 32]);
+        let (expires, tags) = (Some(150), vec!["red".into()]);
+        ops.push(Op::CreateToken { by: admin(), network: 2, id, salt, hash, uses, expires, tags });
+    }
+    for to in [Invitee::Node(NodeId(3)), Invitee::Node(NodeId(4)), Invitee::Owner("alice".into())] {
+        let (tags, signature) = (vec![], None);
+        ops.push(Op::Invite { by: owner(), network: 1, to, expires: 200, tags, signature });
+    }
+    ops
+}
+
+/// The signer of a command, if there is one.
+fn signer_of(op: &mut Op) -> Option<&mut Signer> {
+    match op {
+        Op::Deregister { by }
+        | Op::SetVisibility { by, .. }
+        | Op::SetHostname { by, .. }
+        | Op::SetTags { by, .. }
+        | Op::SetTaskExec { by, .. }
+        | Op::ReportTrust { by, .. }
+        | Op::RevokeTrust { by, .. }
+        | Op::RequestHandshake { by, .. }
+        | Op::RespondHandshake { by, .. }
+        | Op::TakeHandshakes { by }
+        | Op::RotateKey { by, .. }
+        | Op::JoinNetwork { by, .. } => Some(by),
+        Op::CreateNetwork { by, .. }
+        | Op::UpdateNetwork { by, .. }
+        | Op::DeleteNetwork { by, .. }
+        | Op::AddMember { by, .. }
+        | Op::LeaveNetwork { by, .. }
+        | Op::CreateToken { by, .. }
+        | Op::RevokeToken { by, .. }
+        | Op::Invite { by, .. }
+        | Op::EndInvitation { by, .. }
+        | Op::RevokeNode { by, .. } => match by {
+            Actor::Node(signer) => Some(signer),
+            Actor::Admin(_) | Actor::Registry => None,
+        },
+        _ => None,
+    }
+}
+
+/// Of two commands that are signed, one is signed with the node's own key.
+fn sign(command: &mut Command, state: &State) {
+    if command.at.is_multiple_of(2)
+        && let Some(by) = signer_of(&mut command.op)
+        && let Ok(node) = state.node(by.node)
+    {
+        by.key = node.record.key;
+    }
 }
 
 /// The node that acts on its own, if one does.
@@ -423,7 +496,9 @@ proptest! {
         let mut model = Model::default();
         let mut kept = whole(&state);
         let mut before = view(&state);
-        for (i, command) in commands.iter().enumerate() {
+        for (i, mut command) in commands.into_iter().enumerate() {
+            sign(&mut command, &state);
+            let command = &command;
             let unchanged = records(&state);
             let outcome = state.apply(command);
             let expected = model.apply(command);

@@ -1,6 +1,6 @@
 //! `broadcast`: one datagram to every member of a network.
 
-use pilot_sdk::{Address, Client, NodeId};
+use pilot_sdk::{Address, Client, ErrorKind, NodeId};
 use pilot_wire::registry::network::NetworkRef;
 use pilot_wire::registry::{Extended, NetworkViews};
 use serde_json::json;
@@ -29,7 +29,11 @@ async fn run(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
     let client = cx.client().await?;
     let network = locate(&client, wanted).await?;
     let to = Address { network, node: NodeId::BROADCAST }.port(port);
-    let failed = |e: pilot_sdk::Error| Failure::daemon("broadcast", &e);
+    let failed = |e: pilot_sdk::Error| match e.kind() {
+        ErrorKind::NotFound => Failure::not_found(format!("broadcast: {e}"))
+            .hint("join it first: pilotctl network join, or see: pilotctl network status"),
+        _ => Failure::daemon("broadcast", &e),
+    };
     client.send_datagram_to(to, message.as_bytes()).await.map_err(failed)?;
     // The daemon says nothing of a datagram that it takes. Once it has answered
     // what was asked after it, it has also said why it did not take it.

@@ -35,6 +35,8 @@ pub enum Extended {
         #[serde(default)]
         since: u64,
         /// Peers to watch from the start, at most [`super::session::MAX_WATCHED`].
+        /// Each is told of, also when the session resumes, as they may be
+        /// others than before.
         #[serde(default)]
         peers: Vec<NodeId>,
     },
@@ -184,6 +186,30 @@ pub enum Extended {
     AuditQuery(AuditFilter),
 }
 
+/// Most keys among which the one is looked for that an error is about; no
+/// request has more, and a key that no request has is named anyway.
+const MAX_KEYS: usize = 16;
+
+/// The error with the key that it is about: the one without which there is
+/// another error, or none.
+fn named(error: serde_json::Error, map: &Map<String, Value>) -> serde_json::Error {
+    let text = error.to_string();
+    let names_it = ["missing field", "unknown field"].iter().any(|s| text.starts_with(s));
+    if names_it || map.len() > MAX_KEYS {
+        return error;
+    }
+    let is_about = |key: &&String| {
+        let mut rest = map.clone();
+        rest.remove(*key);
+        let other = Extended::deserialize(&rest).err();
+        other.is_none_or(|other| other.to_string() != text)
+    };
+    match map.keys().filter(|key| *key != "type").find(is_about) {
+        Some(key) => serde::de::Error::custom(format!("{key}: {text}")),
+        None => error,
+    }
+}
+
 /// A request with what may stand beside its own keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Envelope {
@@ -240,7 +266,7 @@ impl Envelope {
             Some(Value::String(text)) => text,
             _ => String::new(),
         });
-        let request = Extended::deserialize(Value::Object(map))?;
+        let request = Extended::deserialize(&map).map_err(|error| named(error, &map))?;
         Ok(Self { request, admin_token, request_id })
     }
 
@@ -260,5 +286,125 @@ impl Envelope {
         }
         let Self { request, admin_token, request_id } = self;
         append_frame(out, &Whole { request, admin_token, request_id })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::registry::FrameBuffer;
+
+    fn parse(body: &Value) -> Result<Envelope, String> {
+        Envelope::parse(body.to_string().as_bytes()).map_err(|e| e.to_string())
+    }
+
+    fn all() -> Vec<Extended> {
+        let network = NetworkRef::Name("lab".to_owned());
+        vec![
+            Extended::SessionChallenge {},
+            Extended::SessionOpen {
+                node_id: NodeId(7),
+                signature: Signature([2; 64]),
+                epoch: "e".to_owned(),
+                since: 9,
+                peers: vec![NodeId(8)],
+            },
+            Extended::SessionWatch { add: vec![NodeId(8)], remove: vec![NodeId(9)] },
+            Extended::NetworkCreate {
+                name: "lab".to_owned(),
+                join: JoinPolicy::of("open"),
+                broadcast: BroadcastRight::Tagged("loud".to_owned()),
+            },
+            Extended::NetworkUpdate {
+                network: NetworkRef::Id(3),
+                join: None,
+                broadcast: Some(BroadcastRight::Members),
+            },
+            Extended::NetworkDelete { network: network.clone() },
+            Extended::NetworkJoin {
+                network: network.clone(),
+                proofs: Map::from_iter([("token".to_owned(), json!("secret"))]),
+            },
+            Extended::NetworkLeave { network: network.clone() },
+            Extended::NetworkRemove { network: network.clone(), node_id: NodeId(8) },
+            Extended::NetworkList {},
+            Extended::NetworkMembers { network: network.clone(), after: NodeId(5), limit: 10 },
+            Extended::TokenCreate {
+                network: network.clone(),
+                uses: Some(1),
+                expires: None,
+                tags: vec!["blue".to_owned()],
+            },
+            Extended::TokenList { network: network.clone() },
+            Extended::TokenRevoke { network: network.clone(), id: "t".to_owned() },
+            Extended::Invite {
+                network: network.clone(),
+                to: Invitee::Node(NodeId(8)),
+                expires: 99,
+                tags: Vec::new(),
+                signature: None,
+            },
+            Extended::InvitationList { network: Some(network) },
+            Extended::InvitationDecline { id: 4 },
+            Extended::InvitationRevoke { id: 4 },
+            Extended::NodeRevoke { node_id: NodeId(8), reason: "lost".to_owned() },
+            Extended::AuditQuery(AuditFilter::default()),
+        ]
+    }
+
+    #[test]
+    fn every_request_reads_as_it_was_written() {
+        for request in all() {
+            let envelope = Envelope {
+                request,
+                admin_token: "sixteen letters!".to_owned(),
+                request_id: "r-1".to_owned(),
+            };
+            let mut frame = Vec::new();
+            envelope.append_to(&mut frame).unwrap();
+            let mut input = FrameBuffer::new();
+            input.push(&frame);
+            let body = input.next_body().unwrap().unwrap();
+            assert_eq!(Envelope::parse(body).unwrap(), envelope);
+            let kind: Value = serde_json::from_slice(body).unwrap();
+            assert!(Extended::knows(kind["type"].as_str().unwrap()), "{kind}");
+        }
+        assert!(!Extended::knows("lookup") && !Extended::knows(""));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let unknown = parse(&json!({"type": "session_watch", "ad": [1]})).unwrap_err();
+        assert!(unknown.contains("unknown field `ad`"), "{unknown}");
+        let missing = parse(&json!({"type": "network_leave"})).unwrap_err();
+        assert!(missing.contains("missing field `network`"), "{missing}");
+        let kind = parse(&json!({"type": "network_sell"})).unwrap_err();
+        assert!(kind.contains("unknown variant `network_sell`"), "{kind}");
+        for wrong in [
+            json!({"type": "session_watch", "add": "all"}),
+            json!({"type": "session_open", "node_id": 1, "signature": "short"}),
+            json!({"type": "network_leave", "network": -1}),
+            json!({"type": "network_leave", "network": 65_536}),
+            json!({"type": "invite", "network": 1, "to": {"everybody": 1}, "expires": 1}),
+            json!({"type": "network_create", "name": "n", "join": {"rule": "open"}}),
+            json!([1]),
+            json!(null),
+        ] {
+            assert!(parse(&wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_left_out_is_empty() {
+        let opened = parse(&json!({"type": "session_open", "node_id": 7,
+                                   "signature": Signature([2; 64]).to_string()}));
+        let Ok(Extended::SessionOpen { epoch, since, peers, .. }) = opened.map(|e| e.request)
+        else {
+            panic!("not a session_open");
+        };
+        assert!(epoch.is_empty() && since == 0 && peers.is_empty());
+        assert_eq!(parse(&json!({"type": "session_watch"})).unwrap().admin_token, "");
     }
 }

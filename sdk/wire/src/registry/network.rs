@@ -99,7 +99,7 @@ impl fmt::Display for Invitee {
 
 /// A network, by number or by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a network's number or name")]
 pub enum NetworkRef {
     /// Its number.
     Id(u16),

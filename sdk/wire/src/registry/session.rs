@@ -118,3 +118,121 @@ pub struct PeerView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_identity: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::registry::network::Invitee;
+
+    /// A frame reads as it was written, and is known from answers by its type.
+    fn check(news: News, expected: Value) {
+        let push = Push { seq: 7, news };
+        let whole = json!({"type": "push", "seq": 7, "news": expected});
+        assert_eq!(serde_json::to_value(&push).unwrap(), whole);
+        assert_eq!(serde_json::from_value::<Push>(whole).unwrap(), push);
+    }
+
+    #[test]
+    fn news_are_flat_objects_of_their_kind() {
+        let trust = TrustView { node_id: NodeId(5), mutual: true, revoked: false };
+        check(
+            News::Trust(trust),
+            json!({"kind": "trust", "node_id": 5, "mutual": true, "revoked": false}),
+        );
+        check(News::Handshakes {}, json!({"kind": "handshakes"}));
+        let (name, reason) = ("lab".to_owned(), "expired".to_owned());
+        check(
+            News::Left { network: 3, name, reason },
+            json!({"kind": "left", "network": 3, "name": "lab", "reason": "expired"}),
+        );
+        check(News::Ended { code: "slow".to_owned() }, json!({"kind": "ended", "code": "slow"}));
+        let address: crate::Address = serde_json::from_value(json!("3:0003.0000.0005")).unwrap();
+        let membership = Membership {
+            network: 3,
+            name: "lab".to_owned(),
+            address,
+            joined: 10,
+            expires: None,
+            tags: Vec::new(),
+            external_identity: None,
+            may_broadcast: true,
+        };
+        let lab = json!({"network": 3, "name": "lab", "address": "3:0003.0000.0005", "joined": 10,
+                         "may_broadcast": true});
+        let mut joined = lab.clone();
+        joined["kind"] = "joined".into();
+        check(News::Joined(membership.clone()), joined);
+        let invitation = InvitationView {
+            id: 9,
+            network: 3,
+            name: "lab".to_owned(),
+            to: Invitee::Owner("who".to_owned()),
+            from: None,
+            key: None,
+            signature: None,
+            expires: 99,
+            tags: Vec::new(),
+        };
+        let mut invited =
+            json!({"id": 9, "network": 3, "name": "lab", "to": {"owner": "who"}, "expires": 99});
+        let sync = Sync {
+            trust: vec![NodeId(5)],
+            memberships: vec![membership],
+            invitations: vec![invitation.clone()],
+            ..Sync::default()
+        };
+        check(
+            News::Sync(sync),
+            json!({"kind": "sync", "trust": [5], "revoked_by": [], "handshakes": false,
+                   "memberships": [lab], "peers": [], "invitations": [invited.clone()]}),
+        );
+        invited["kind"] = "invited".into();
+        check(News::Invited(invitation), invited);
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_short() {
+        let gone = PeerView {
+            node_id: NodeId(5),
+            registered: false,
+            public_key: None,
+            shared_networks: Vec::new(),
+            endpoint: None,
+            hostname: None,
+            tags: Vec::new(),
+            external_identity: None,
+        };
+        check(News::Peer(gone.clone()), json!({"kind": "peer", "node_id": 5, "registered": false}));
+        let there = PeerView {
+            registered: true,
+            public_key: Some(PublicKey([1; 32])),
+            shared_networks: vec![3],
+            endpoint: Some("192.0.2.1:4000".to_owned()),
+            hostname: Some("five".to_owned()),
+            tags: vec!["blue".to_owned()],
+            external_identity: Some("who@example".to_owned()),
+            ..gone
+        };
+        check(
+            News::Peer(there),
+            json!({"kind": "peer", "node_id": 5, "registered": true,
+                   "public_key": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+                   "shared_networks": [3], "endpoint": "192.0.2.1:4000", "hostname": "five",
+                   "tags": ["blue"], "external_identity": "who@example"}),
+        );
+    }
+
+    #[test]
+    fn what_is_no_news_is_refused() {
+        for bad in [
+            json!({"type": "push", "news": {"kind": "handshakes"}}),
+            json!({"type": "push", "seq": 1, "news": {"kind": "weather"}}),
+            json!({"type": "push", "seq": -1, "news": {"kind": "handshakes"}}),
+            json!({"type": "push", "seq": 1, "news": {"kind": "trust", "node_id": 5}}),
+        ] {
+            assert!(serde_json::from_value::<Push>(bad.clone()).is_err(), "{bad}");
+        }
+    }
+}

@@ -239,3 +239,27 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<Signature>(&json).unwrap(), signature);
     }
 }
+
+#[test]
+fn a_wrong_value_is_named_by_its_key() {
+    for (body, message) in [
+        (
+            r#"{"type":"network_leave","network":true}"#,
+            "network: expected a network's number or name",
+        ),
+        (
+            r#"{"type":"token_create","network":1,"uses":"x","tags":[]}"#,
+            "uses: invalid type: string \"x\", expected u32",
+        ),
+        (
+            r#"{"type":"network_create","name":"x","join":{"combine":"most"}}"#,
+            "join: unknown variant `most`, expected `any` or `all`",
+        ),
+        (r#"{"type":"network_create","name":"x"}"#, "missing field `join`"),
+        (r#"{"type":"invitation_decline","no":1}"#, "unknown field `no`"),
+        (r#"{"type":"node_revoke","node_id":-1}"#, "node_id: invalid value: integer `-1`"),
+    ] {
+        let error = super::Envelope::parse(body.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with(message), "{body}: {error}");
+    }
+}

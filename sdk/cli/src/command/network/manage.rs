@@ -128,7 +128,11 @@ async fn list(cx: &Cx, args: &Args) -> Result<Answer, Failure> {
         })
         .collect();
     let header = ["ID", "NAME", "MEMBERS", "RULE", "BROADCAST", "OWNER", "THIS NODE"];
-    Ok(Answer::new(data, cx.out.table(&header, &rows)))
+    let text = match rows.is_empty() {
+        true => "no networks; make one with: pilotctl network create <name>".to_owned(),
+        false => cx.out.table(&header, &rows),
+    };
+    Ok(Answer::new(data, text))
 }
 
 async fn rules(cx: &Cx, args: &Args) -> Result<Answer, Failure> {

@@ -66,7 +66,8 @@ fn row(cx: &Cx, n: &Value) -> Vec<String> {
         _ => cx.out.bad(&state),
     };
     // Colour only in the last column: its width does not matter.
-    let state = if reason.is_empty() { state } else { format!("{state}: {reason}") };
+    let nothing_new = reason.is_empty() || reason == text("state");
+    let state = if nothing_new { state } else { format!("{state}: {reason}") };
     let next = n["next_try"].as_u64().map_or_else(|| "-".to_owned(), |at| until(Some(at)));
     let id = n["id"].as_u64().map_or_else(|| "-".to_owned(), |id| id.to_string());
     vec![or_dash(&text("name")), id, until(n["expires"].as_u64()), next, state]
