@@ -90,7 +90,7 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// It can change its state no more.
-    #[error("the registry has stopped serving: {0}")]
+    #[error("the registry has stopped serving")]
     Writer(#[from] WriterError),
 }
 
