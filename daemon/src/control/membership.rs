@@ -504,7 +504,11 @@ impl Membership {
                 self.failed = 0;
                 let new = self.told_on != self.opened();
                 if new {
-                    self.open_session().await;
+                    // One that the registry ended has its time, also when the
+                    // connection went with it.
+                    if self.reopen.is_none() {
+                        self.open_session().await;
+                    }
                     self.tell_everything().await;
                 }
                 if new || !session || self.last_round.elapsed() >= self.parts.settings.keepalive {
