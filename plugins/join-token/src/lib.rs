@@ -97,8 +97,10 @@ fn judge(default: &Config, request: &JoinRequest) -> Result<Verdict, String> {
         kept => json::from_value(kept.clone())
             .map_err(|error| format!("what the registry keeps for it: {error}"))?,
     };
-    let named =
-        config.hashed.iter().fold(false, |found, one| is(&one.salt, &one.hash, secret) || found);
+    let mut named = false;
+    for one in &config.hashed {
+        named |= is(&one.salt, &one.hash, secret);
+    }
     let found = kept
         .tokens
         .iter()

@@ -65,8 +65,12 @@ fn record(n: u64) -> AuditRecord {
             public_key: node_id
                 .map(|id| PublicKey([id.0 as u8; 32]).to_string())
                 .unwrap_or_default(),
-            owner: if n % 3 == 0 { "ops".to_owned() } else { String::new() },
-            external_identity: if n % 7 == 0 { "x@example.com".to_owned() } else { String::new() },
+            owner: if n.is_multiple_of(3) { "ops".to_owned() } else { String::new() },
+            external_identity: if n.is_multiple_of(7) {
+                "x@example.com".to_owned()
+            } else {
+                String::new()
+            },
         },
         source: "192.0.2.1:5".to_owned(),
         operation: ["register", "set_tags", "rotate_key"][(n % 3) as usize].to_owned(),

@@ -247,7 +247,7 @@ fn an_invitation_for_an_owner_is_for_proven_keys() {
     assert_eq!(state.apply(&command(join(1, accept.clone()))), Err(Refusal::InvitationGone));
     state.take_changes();
     register(&mut state, Register { proven: true, ..owned }).unwrap();
-    assert_eq!(state.take_changes(), [Change::Invited(1)]);
+    assert_eq!(state.take_changes(), [Change::Node(NodeId(1)), Change::Invited(1)]);
     let decline = Op::EndInvitation { by: node(2), id: 1 };
     assert_eq!(state.apply(&command(decline)), Err(Refusal::InvitationGone));
     state.apply(&command(join(1, accept.clone()))).unwrap();

@@ -18,6 +18,7 @@ macro_rules! happenings {
         /// nothing in Pilot acts on it.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(tag = "event", content = "data")]
+        #[expect(clippy::large_enum_variant, reason = "it lives until it is written as JSON")]
         pub enum Happening {
             $(
                 $(#[$meta])*
