@@ -100,6 +100,9 @@ impl Place {
         let copy = Self::new();
         for entry in fs::read_dir(self.0.path()).unwrap() {
             let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                continue;
+            }
             fs::copy(entry.path(), copy.path(entry.file_name().to_str().unwrap())).unwrap();
         }
         copy

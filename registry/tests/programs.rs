@@ -51,7 +51,7 @@ fn failures_are_one_clear_line() {
         "{text}"
     );
     for args in
-        [["-tls", "-tls"], ["-tls-cert", "x"], ["-owner-recovery", "maybe"], ["-addr", "9000"]]
+        [["-tls-key", "x"], ["-tls-cert", "x"], ["-owner-recovery", "maybe"], ["-addr", "9000"]]
     {
         assert!(failure(REGISTRY, &args).contains(args[0]), "{args:?}");
     }
