@@ -304,11 +304,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     fn append<T: serde::Serialize>(&mut self, reply: &T) {
-        self.meter.end();
         if let Err(e) = append_frame(&mut self.out, reply) {
-            // No reply is near the limit: lists are short, texts are cut.
-            tracing::error!("reply not sent: {e}");
+            // Lists end by size, so this is an error of the registry. Whoever
+            // asked must not take the next answer for this one.
+            tracing::error!(source = %self.asker.source, "an answer could not be sent: {e}");
+            self.meter.fail();
+            if let Err(e) = append_frame(&mut self.out, &Refusal::AnswerTooLong.reply()) {
+                tracing::error!("nor that it was refused: {e}");
+            }
         }
+        self.meter.end();
     }
 
     /// Sends what is there to be sent.

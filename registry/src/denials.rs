@@ -14,10 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pilot_wire::NodeId;
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::unix_now;
 use crate::events::Events;
+use crate::limits::grouped;
 use crate::state::{Command, Denial, Op, Origin, Refusal};
 use crate::writer::Writer;
 
@@ -27,6 +30,8 @@ const RATE: u32 = 20;
 const MAX_KINDS: usize = 65_536;
 /// Commands that wait for the writer.
 const QUEUE: usize = 1024;
+/// Longest name of what a request is about, in characters.
+const MAX_OBJECT: usize = 64;
 /// The time in which [`RATE`] counts.
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -41,6 +46,27 @@ pub(crate) struct Refused {
     pub object: String,
     /// The client's text.
     pub request_id: String,
+}
+
+/// What a request beyond the published ones is about, as in the audit log: its
+/// network, its node, or both.
+pub(crate) fn object(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct About {
+        network: Option<Value>,
+        node_id: Option<Value>,
+        name: Option<Value>,
+    }
+    let Ok(About { network, node_id, name }) = serde_json::from_slice(body) else {
+        return String::new();
+    };
+    let text = |value: Value| value.to_string().chars().take(MAX_OBJECT).collect::<String>();
+    let network = network.or(name).map(|network| format!("network {}", text(network)));
+    let node = node_id.map(|node| format!("node {}", text(node)));
+    match (node, network) {
+        (Some(node), Some(network)) => format!("{node} in {network}"),
+        (node, network) => node.or(network).unwrap_or_default(),
+    }
 }
 
 /// A way to tell of refusals. Cheap to clone.
@@ -78,17 +104,18 @@ impl Denials {
         (denials.clone(), Teller { denials, queue })
     }
 
-    /// Tells of a refusal, if it is notable. Never waits.
+    /// Tells the audit log of a refusal that it is to hold, and events of one
+    /// that is notable. Never waits.
     pub(crate) fn deny(
         &self,
         source: SocketAddr,
         refusal: &Refusal,
         request: impl FnOnce() -> Refused,
     ) {
-        if !refusal.is_notable() {
+        if !refusal.is_audited() {
             return;
         }
-        self.0.events.refused(refusal.code(), source, refusal);
+        self.applied(source, refusal);
         let Refused { operation, claimed, object, request_id } = request();
         let (code, reason) = (refusal.code().to_owned(), refusal.to_string());
         let rule = match refusal {
@@ -109,6 +136,7 @@ impl Denials {
     }
 
     fn note(&self, code: &'static str, source: IpAddr, command: Command, now: Instant) {
+        let source = grouped(source);
         let mut kinds = self.kinds();
         let known = kinds.contains_key(&(code, source));
         if !known && kinds.len() >= MAX_KINDS {
@@ -144,7 +172,7 @@ impl Denials {
     /// Everything that was not told.
     fn rest(&self) -> Vec<Command> {
         let rest = self.kinds().drain().filter_map(|(_, told)| told.untold).collect::<Vec<_>>();
-        rest.into_iter().map(|(command, count)| counted(command, count)).collect()
+        rest.into_iter().map(|(command, count)| of_count(command, count)).collect()
     }
 
     /// A panic leaves whole entries behind, so poisoning is ignored.
@@ -167,12 +195,12 @@ impl Told {
         let Ok(place) = queue.try_reserve() else { return };
         if let Some((command, count)) = self.untold.take() {
             self.told += 1;
-            place.send(counted(command, count));
+            place.send(of_count(command, count));
         }
     }
 }
 
-fn counted(mut command: Command, count: u64) -> Command {
+fn of_count(mut command: Command, count: u64) -> Command {
     if let Op::Deny(denial) = &mut command.op {
         denial.count = count;
     }
@@ -241,6 +269,23 @@ mod tests {
             counts.push(denial.count);
         }
         counts
+    }
+
+    #[test]
+    fn objects_are_named_as_in_the_audit_log() {
+        for (body, wanted) in [
+            (r#"{"type":"network_delete","network":3}"#, "network 3"),
+            (
+                r#"{"type":"network_remove","network":"lab","node_id":7}"#,
+                "node 7 in network \"lab\"",
+            ),
+            (r#"{"type":"network_create","name":"lab"}"#, "network \"lab\""),
+            (r#"{"type":"node_revoke","node_id":7}"#, "node 7"),
+            (r#"{"type":"audit_query"}"#, ""),
+            ("x", ""),
+        ] {
+            assert_eq!(object(body.as_bytes()), wanted);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is bounded per source address, connections, and the beacons of the last
 //! minute. None of it is durable.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +10,12 @@ use pilot_wire::registry::Beacon;
 
 use crate::state::Refusal;
 
-/// Source addresses remembered; when full, those with a full bucket go, and
-/// if there are none, all go.
+/// Source addresses remembered. When they are as many, each new one first lets
+/// the next [`EVICTIONS`] go if their buckets are full by now, and is refused
+/// if none is: nobody gets a new bucket by bringing many addresses.
 const MAX_SOURCES: usize = 65_536;
+/// Buckets looked at for a new source.
+const EVICTIONS: usize = 64;
 /// How long a beacon's registration holds, in seconds.
 const BEACON_TTL: u64 = 60;
 /// Most beacons at a time; a further one is refused.
@@ -122,22 +125,29 @@ impl Drop for Place {
 }
 
 /// As what a source is counted; none for loopback.
-fn counted(source: IpAddr) -> Option<IpAddr> {
+pub(crate) fn counted(source: IpAddr) -> Option<IpAddr> {
+    Some(grouped(source)).filter(|source| !source.is_loopback())
+}
+
+/// As what a source is counted where loopback counts as well.
+pub(crate) fn grouped(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
-        source if source.is_loopback() => None,
-        IpAddr::V6(v6) => {
+        IpAddr::V6(v6) if !v6.is_loopback() => {
             let network = v6.to_bits() & (u128::MAX << 64);
-            Some(Ipv6Addr::from_bits(network).into())
+            Ipv6Addr::from_bits(network).into()
         }
-        source => Some(source),
+        source => source,
     }
 }
 
-/// A token bucket per source address: `rate` tokens, refilled in a minute.
+/// A token bucket per source address: `rate` tokens, refilled in a minute. An
+/// IPv6 source is its /64.
 #[derive(Debug)]
 pub(crate) struct RateLimit {
     rate: u32,
     buckets: HashMap<IpAddr, Bucket>,
+    /// All that have a bucket, the one that is looked at next first.
+    order: VecDeque<IpAddr>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +160,7 @@ struct Bucket {
 impl RateLimit {
     /// `rate` 0 allows everything.
     pub(crate) fn new(rate: u32) -> Self {
-        Self { rate, buckets: HashMap::new() }
+        Self { rate, buckets: HashMap::new(), order: VecDeque::new() }
     }
 
     /// Allows another rate from now on; nobody has more waiting than it gives.
@@ -161,11 +171,13 @@ impl RateLimit {
         self.rate = rate;
         // At another rate old levels mean something else.
         self.buckets.clear();
+        self.order.clear();
     }
 
     /// Whether there is a token, which stays.
     pub(crate) fn has(&self, source: IpAddr, now: u64) -> bool {
-        let Some(bucket) = self.buckets.get(&source).filter(|_| self.rate > 0) else { return true };
+        let bucket = self.buckets.get(&grouped(source)).filter(|_| self.rate > 0);
+        let Some(bucket) = bucket else { return true };
         let gained = now.saturating_sub(bucket.at).saturating_mul(u64::from(self.rate));
         bucket.level + gained >= 60
     }
@@ -175,19 +187,43 @@ impl RateLimit {
         if self.rate == 0 {
             return true;
         }
-        let (rate, full) = (u64::from(self.rate), u64::from(self.rate) * 60);
-        let level = |b: &Bucket| full.min(b.level + now.saturating_sub(b.at).saturating_mul(rate));
-        if self.buckets.len() >= MAX_SOURCES && !self.buckets.contains_key(&source) {
-            self.buckets.retain(|_, b| level(b) < full);
-            if self.buckets.len() >= MAX_SOURCES {
-                self.buckets.clear();
+        let source = grouped(source);
+        if !self.buckets.contains_key(&source) {
+            if self.buckets.len() >= MAX_SOURCES && !self.make_room(now) {
+                return false;
+            }
+            self.buckets.insert(source, Bucket { level: self.full(), at: now });
+            self.order.push_back(source);
+        }
+        let Some(level) = self.level(source, now) else { return false };
+        let taken = level.checked_sub(60);
+        self.buckets.insert(source, Bucket { level: taken.unwrap_or(level), at: now });
+        taken.is_some()
+    }
+
+    fn full(&self) -> u64 {
+        u64::from(self.rate) * 60
+    }
+
+    fn level(&self, source: IpAddr, now: u64) -> Option<u64> {
+        let bucket = self.buckets.get(&source)?;
+        let gained = now.saturating_sub(bucket.at).saturating_mul(u64::from(self.rate));
+        Some(self.full().min(bucket.level.saturating_add(gained)))
+    }
+
+    /// Forgets some whose buckets are full, as if they had never come; whether
+    /// there was one.
+    fn make_room(&mut self, now: u64) -> bool {
+        let before = self.buckets.len();
+        for _ in 0..EVICTIONS {
+            let Some(source) = self.order.pop_front() else { break };
+            if self.level(source, now).is_some_and(|level| level < self.full()) {
+                self.order.push_back(source);
+            } else {
+                self.buckets.remove(&source);
             }
         }
-        let bucket = self.buckets.entry(source).or_insert(Bucket { level: full, at: now });
-        let level = level(bucket);
-        let taken = level.checked_sub(60);
-        *bucket = Bucket { level: taken.unwrap_or(level), at: now };
-        taken.is_some()
+        self.buckets.len() < before
     }
 }
 
@@ -251,7 +287,24 @@ mod tests {
         for i in 0..200_000u32 {
             limit.take(IpAddr::from(i.to_be_bytes()), 5);
         }
-        assert!(limit.buckets.len() <= MAX_SOURCES);
+        assert_eq!((limit.buckets.len(), limit.order.len()), (MAX_SOURCES, MAX_SOURCES));
+        // Nobody is let off because others came, and newcomers wait.
+        assert!(!limit.take(IpAddr::from([0, 0, 0, 0]), 5));
+        assert!(!limit.take(IpAddr::from([10, 0, 0, 1]), 5));
+        assert!(limit.take(IpAddr::from([10, 0, 0, 1]), 65));
+        assert_eq!(limit.buckets.len(), MAX_SOURCES + 1 - EVICTIONS);
+        assert_eq!(limit.order.len(), limit.buckets.len());
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_source() {
+        let mut limit = RateLimit::new(1);
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(limit.take(ip("2001:db8::1"), 5));
+        assert!(!limit.take(ip("2001:db8::2"), 5) && !limit.has(ip("2001:db8::3"), 5));
+        assert!(limit.take(ip("2001:db8:0:1::1"), 5));
+        assert!(limit.take(ip("192.0.2.1"), 5) && !limit.take(ip("::ffff:192.0.2.1"), 5));
+        assert!(limit.take(ip("::1"), 5) && limit.take(ip("127.0.0.1"), 5));
     }
 
     #[test]

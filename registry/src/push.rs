@@ -220,13 +220,20 @@ impl Hub {
     }
 
     /// Changes whom a session watches; each added one is news. Returns how many
-    /// it watches then; when those would be too many, nothing changes.
+    /// it watches then; when those would be too many, or one of the lists is
+    /// longer than what can be watched, nothing changes.
     pub(crate) fn watch(
         &self,
         live: &Live,
         add: &[NodeId],
         remove: &[NodeId],
     ) -> Result<usize, TooManyPeers> {
+        let most = add.len().max(remove.len());
+        if most > MAX_WATCHED {
+            return Err(TooManyPeers(most));
+        }
+        // Before the lock, for which everybody waits.
+        let remove: HashSet<_> = remove.iter().collect();
         let link = live.link();
         let mut table = self.table();
         let node = link.signer().node;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use pilot_beacon::program::Ready;
 use pilot_beacon::server::listen_candidates;
 use pilot_host::events::Happening;
+use pilot_wire::NodeId;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -37,8 +38,13 @@ use crate::writer::{Followers, Thread, Writer, WriterError};
 
 /// Connections get so long to send their last answers.
 const END_LIMIT: Duration = Duration::from_secs(5);
-/// Nodes removed per command.
-const REAP_CHUNK: usize = 4096;
+/// Nodes looked at for one command that removes the silent ones among them.
+const REAP_STEP: usize = 4096;
+/// A look that comes later than this, in seconds, says that the machine slept or
+/// that the clock was set: then nobody can be blamed for silence.
+const REAP_LATE: u64 = 30;
+/// Most commands in a row that end what has expired.
+const MAX_EXPIRE: usize = 64;
 /// Time between looks for what has expired.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(500);
 /// Connections that may wait to be accepted, as far as the system allows. With
@@ -146,6 +152,14 @@ impl Registry {
             }
         };
         let door = door(None)?;
+        if door.is_none() && admin::is_exposed(local) {
+            tracing::warn!(
+                "the registry at {local} is served without TLS: requests on sessions, admin \
+                 tokens and proofs for joins can be read and changed on the way; set tls, or let \
+                 {} be a loopback address",
+                config.addr_key
+            );
+        }
         let mut log: Box<dyn CommandLog> = match &config.store {
             Some(path) => {
                 let log = SqliteLog::open(path).map_err(|e| state_error(&config, e))?;
@@ -454,31 +468,71 @@ impl Drop for Open<'_> {
 async fn reap(service: &Service, writer: &Writer, config: &Config) {
     let mut interval = tokio::time::interval(config.reap_interval);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut looked = unix_now();
     loop {
         interval.tick().await;
         let now = unix_now();
-        let silent = service.state().silent_since(now.saturating_sub(config.node_ttl.as_secs()));
-        for chunk in silent.chunks(REAP_CHUNK) {
-            tracing::info!(nodes = chunk.len(), "silent nodes removed");
-            let op = Op::Reap { silent: chunk.to_vec() };
-            writer.submit(vec![Command::own(now, op)]).await;
+        if is_late(looked, now, config.reap_interval) {
+            tracing::warn!(
+                "the clock went on by {} s since silent nodes were looked for: all nodes get \
+                 their whole time again",
+                now - looked
+            );
+            service.state().touch_all(now);
+        } else {
+            remove_silent(service, writer, now, config.node_ttl).await;
         }
+        looked = unix_now();
+    }
+}
+
+/// Whether more time has passed since the last look than there is between two.
+fn is_late(looked: u64, now: u64, interval: Duration) -> bool {
+    now.saturating_sub(looked) > interval.as_secs().saturating_add(REAP_LATE)
+}
+
+/// In steps, between which whoever wants to change the state has a turn.
+async fn remove_silent(service: &Service, writer: &Writer, now: u64, ttl: Duration) {
+    let before = now.saturating_sub(ttl.as_secs());
+    let mut after = NodeId(0);
+    let mut removed = 0;
+    loop {
+        let (silent, next) = service.state().silent_among(after, REAP_STEP, before);
+        let count = silent.len();
+        if count > 0 {
+            let reap = Command::own(now, Op::Reap { silent });
+            let outcomes = writer.submit(vec![reap]).await;
+            if let Some(Err(refusal)) = outcomes.first() {
+                tracing::warn!("silent nodes stay until the next try: {refusal}");
+                break;
+            }
+            removed += count;
+        }
+        let Some(next) = next else { break };
+        after = next;
+        tokio::task::yield_now().await;
+    }
+    if removed > 0 {
+        tracing::info!(nodes = removed, "silent nodes removed");
     }
 }
 
 /// Ends memberships, tokens and invitations whose time has come, at most a
-/// second late.
+/// second late; when very many end at once, as fast as they can be written.
 async fn expire(service: &Service, writer: &Writer) {
     let mut interval = tokio::time::interval(EXPIRE_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let now = unix_now();
-        let due = service.state().next_end().is_some_and(|next| next <= now);
-        if due {
+        for _ in 0..MAX_EXPIRE {
+            let now = unix_now();
+            if service.state().next_end().is_none_or(|next| next > now) {
+                break;
+            }
             let outcomes = writer.submit(vec![Command::own(now, Op::Expire {})]).await;
             if let Some(Err(refusal)) = outcomes.first() {
                 tracing::warn!("what has expired stays until the next try: {refusal}");
+                break;
             }
         }
     }
@@ -510,5 +564,20 @@ fn state_error(config: &Config, e: RestoreError) -> StartError {
         RestoreError::Store(e) => StartError::Store(e),
         RestoreError::Audit(e) => StartError::Audit(e),
         source => StartError::State { path: config.store.clone().unwrap_or_default(), source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_is_late_after_a_sleep_of_the_machine_only() {
+        let minute = Duration::from_secs(60);
+        assert!(!is_late(1000, 1060, minute) && !is_late(1000, 1090, minute));
+        assert!(is_late(1000, 1091, minute));
+        // The clock was set back.
+        assert!(!is_late(1000, 10, minute));
+        assert!(!is_late(1000, 1000, Duration::from_millis(100)));
     }
 }

@@ -8,6 +8,7 @@ mod views;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ed25519_dalek::VerifyingKey;
@@ -20,6 +21,8 @@ use pilot_wire::registry::{
     challenge,
 };
 
+use published_networks::is_open;
+
 use crate::admins::Admins;
 use crate::audit::Audit;
 use crate::events::Events;
@@ -27,12 +30,26 @@ use crate::limits::{Beacons, RateLimit};
 use crate::metrics::Metrics;
 use crate::rules::{JoinRules, NoRules};
 use crate::state::{
-    Command, MAX_JUSTIFICATION, MAX_OWNER, Node, NodeRecord, Op, Origin, Refusal, Register, Signer,
-    State, check_hostname, check_tags,
+    Command, MAX_JUSTIFICATION, MAX_OWNER, Network, Node, NodeRecord, Op, Origin, Refusal,
+    Register, Signer, State, check_hostname, check_tags,
 };
 
 /// A proof of possession is good for so many seconds before and after its time.
 const PROOF_WINDOW: u64 = 300;
+
+/// Changes of scores a minute and source: anybody can make them, and each is
+/// kept and audited. Without a limit of registrations there is none of these.
+const SCORES: u32 = 60;
+
+/// Registrations of known keys a minute and source; likewise.
+const RETURNS: u32 = 120;
+
+/// Wrong admin tokens a minute and source; then no token of that source is
+/// looked at for a while. Loopback is exempt without a limit of registrations.
+const GUESSES: u32 = 10;
+
+/// Bytes of records on one page of the audit log.
+const AUDIT_ROOM: usize = 512 * 1024;
 
 /// Longest text of a client's for the audit log, in bytes.
 const MAX_REQUEST_ID: usize = 64;
@@ -83,6 +100,12 @@ impl fmt::Debug for Then {
 pub struct Service {
     state: Arc<RwLock<State>>,
     rate: Mutex<RateLimit>,
+    /// Registrations of known keys.
+    returns: Mutex<RateLimit>,
+    scores: Mutex<RateLimit>,
+    guesses: Mutex<RateLimit>,
+    /// Whether registrations are limited.
+    limited: AtomicBool,
     beacons: Mutex<Beacons>,
     owner_recovery: bool,
     rules: Arc<dyn JoinRules>,
@@ -107,6 +130,10 @@ impl Service {
         Self {
             state,
             rate: Mutex::new(RateLimit::new(register_rate)),
+            returns: Mutex::new(RateLimit::new(beside(register_rate, RETURNS))),
+            scores: Mutex::new(RateLimit::new(beside(register_rate, SCORES))),
+            guesses: Mutex::new(RateLimit::new(GUESSES)),
+            limited: AtomicBool::new(register_rate > 0),
             beacons: Mutex::new(Beacons::default()),
             owner_recovery,
             rules: Arc::new(NoRules),
@@ -135,6 +162,21 @@ impl Service {
         self.admins.named(token)
     }
 
+    /// The same, of a token that a connection shows. Who showed too many wrong
+    /// ones has to wait.
+    fn shown(&self, token: &str, asker: &Asker, now: u64) -> Result<String, Refusal> {
+        let source = asker.source.ip();
+        if !self.limited.load(Relaxed) && source.is_loopback() {
+            return self.administrator(token);
+        }
+        if !lock(&self.guesses).has(source, now) {
+            return Err(Refusal::RateLimited);
+        }
+        self.administrator(token).inspect_err(|_| {
+            lock(&self.guesses).take(source, now);
+        })
+    }
+
     /// Counts here.
     #[must_use]
     pub(crate) fn with_metrics(mut self, metrics: Arc<Metrics>) -> Self {
@@ -155,6 +197,9 @@ impl Service {
     /// Admits so many registrations a minute and source from now on.
     pub(crate) fn set_register_rate(&self, rate: u32) {
         lock(&self.rate).set_rate(rate);
+        lock(&self.returns).set_rate(beside(rate, RETURNS));
+        lock(&self.scores).set_rate(beside(rate, SCORES));
+        self.limited.store(rate > 0, Relaxed);
     }
 
     /// Asks these about joins.
@@ -183,7 +228,7 @@ impl Service {
         &self.audit
     }
 
-    /// Records of the audit log that fit. Whether the asker may know them is not
+    /// Records of the audit log that fit, as many as fit into an answer. Whether the asker may know them is not
     /// judged here.
     ///
     /// # Errors
@@ -191,7 +236,7 @@ impl Service {
     pub async fn audit_query(&self, filter: AuditFilter) -> Result<AuditPage, Refusal> {
         let audit = self.audit.clone();
         match tokio::task::spawn_blocking(move || audit.page(&filter)).await {
-            Ok(Ok(page)) => Ok(page),
+            Ok(Ok(page)) => Ok(fitting(page)),
             Ok(Err(e)) => {
                 tracing::error!("{e}");
                 Err(Refusal::Storage)
@@ -261,7 +306,14 @@ impl Service {
         let op = match fields.kind.as_ref() {
             "lookup" => {
                 let state = self.state();
-                return Ok(reply(lookup(&state, &state.node(node)?.record)));
+                let record = &state.node(node)?.record;
+                let by = asker
+                    .session
+                    .filter(|s| state.node(s.node).is_ok_and(|asker| asker.record.key == s.key));
+                let shown = |network: &Network| {
+                    is_open(network) || by.is_some_and(|by| network.members.contains_key(&by.node))
+                };
+                return Ok(reply(lookup_of(&state, record, shown)));
             }
             "resolve" => return self.resolve(fields, asker),
             "resolve_hostname" => return self.resolve_hostname(fields),
@@ -286,9 +338,7 @@ impl Service {
                 if self.state().node(node).is_err() {
                     return Ok(reply(Deregistered {}));
                 }
-                Op::Deregister {
-                    by: self.signer(node, asker, fields, || challenge::deregister(node))?,
-                }
+                Op::Deregister { by: self.signed(node, fields, || challenge::deregister(node))? }
             }
             "set_visibility" => {
                 let by = self.signer(node, asker, fields, || challenge::set_visibility(node))?;
@@ -332,7 +382,7 @@ impl Service {
                 Op::RespondHandshake { by, peer, accept: fields.accept }
             }
             "rotate_key" => {
-                let by = self.signer(node, asker, fields, || challenge::rotate_key(node))?;
+                let by = self.signed(node, fields, || challenge::rotate_key(node))?;
                 let new_key =
                     PublicKey::from_base64(&fields.new_public_key).ok_or(Refusal::BadKey)?;
                 Op::RotateKey { by, new_key }
@@ -346,11 +396,11 @@ impl Service {
             }
             "update_polo_score" => {
                 let delta = fields.delta.ok_or(Refusal::Missing("delta"))?;
-                Op::UpdatePoloScore { node: self.known(node)?, delta }
+                Op::UpdatePoloScore { node: self.scored(node, source, now)?, delta }
             }
             "set_polo_score" => {
                 let polo_score = fields.polo_score.ok_or(Refusal::Missing("polo_score"))?;
-                Op::SetPoloScore { node: self.known(node)?, polo_score }
+                Op::SetPoloScore { node: self.scored(node, source, now)?, polo_score }
             }
             "beacon_register" => {
                 lock(&self.beacons).register(fields.beacon_id, &fields.addr, now)?;
@@ -366,8 +416,13 @@ impl Service {
         Ok(Admitted::Write(Command { at: now, origin, op }))
     }
 
-    fn known(&self, node: NodeId) -> Result<NodeId, Refusal> {
-        self.state().node(node).map(|_| node)
+    /// A node whose score may be changed from there now.
+    fn scored(&self, node: NodeId, source: SocketAddr, now: u64) -> Result<NodeId, Refusal> {
+        self.state().node(node)?;
+        if !lock(&self.scores).take(source.ip(), now) {
+            return Err(Refusal::RateLimited);
+        }
+        Ok(node)
     }
 
     /// Checks the request's signature under the key of `node`, unless the
@@ -384,12 +439,19 @@ impl Service {
         if let Some(signer) = asker.session.filter(|s| s.node == node && s.key == key) {
             return Ok(signer);
         }
-        let bad = Refusal::BadSignature(node);
-        let signature = Signature::from_base64(&fields.signature).ok_or(bad.clone())?;
-        if !verifies(key, &challenge(), signature) {
-            return Err(bad);
-        }
-        Ok(Signer { node, key })
+        verified(node, key, fields, challenge)
+    }
+
+    /// Checks the request's signature under the key of `node`, on a session too:
+    /// what takes a node's place away needs its key, not only its connection.
+    fn signed(
+        &self,
+        node: NodeId,
+        fields: &Fields<'_>,
+        challenge: impl FnOnce() -> String,
+    ) -> Result<Signer, Refusal> {
+        let key = self.state().node(node)?.record.key;
+        verified(node, key, fields, challenge)
     }
 
     /// As [`Self::signer`], for what a node signs alike each time, so that it is
@@ -445,7 +507,11 @@ impl Service {
         let admitted = lock(&self.rate).take(source.ip(), now);
         let key = PublicKey::from_base64(&fields.public_key).ok_or(Refusal::BadKey)?;
         let known = self.state().key(&key);
-        if known.is_none() && !admitted {
+        let admitted = match known {
+            Some(_) => lock(&self.returns).take(source.ip(), now),
+            None => admitted,
+        };
+        if !admitted {
             return Err(Refusal::RateLimited);
         }
         let proven = proof(fields, key, now)?;
@@ -508,13 +574,50 @@ impl Service {
     }
 }
 
+/// Checks the request's signature under `key`, which is that of `node`.
+fn verified(
+    node: NodeId,
+    key: PublicKey,
+    fields: &Fields<'_>,
+    challenge: impl FnOnce() -> String,
+) -> Result<Signer, Refusal> {
+    let signature = Signature::from_base64(&fields.signature);
+    if !signature.is_some_and(|signature| verifies(key, &challenge(), signature)) {
+        return Err(Refusal::BadSignature(node));
+    }
+    Ok(Signer { node, key })
+}
+
+/// The records from the front that fit into an answer; the rest is on the next
+/// page.
+fn fitting(page: AuditPage) -> AuditPage {
+    let AuditPage { records, next } = page;
+    let (records, cut) = views::page_within(records, usize::MAX, AUDIT_ROOM);
+    let next = if cut { records.last().map(|record| record.seq) } else { next };
+    AuditPage { records, next }
+}
+
+/// A rate that only counts where registrations are limited.
+const fn beside(register_rate: u32, rate: u32) -> u32 {
+    if register_rate == 0 { 0 } else { rate }
+}
+
 fn reply(reply: impl Into<Acknowledged>) -> Admitted {
     Admitted::Reply(reply.into())
 }
 
-/// What anybody may know of a node.
+/// What there is to know of a node.
 pub(crate) fn lookup(state: &State, record: &NodeRecord) -> Lookup {
-    let networks = state.memberships(record.id).map(|(network, _)| network.record.id);
+    lookup_of(state, record, |_| true)
+}
+
+/// The same, with those of its networks that are `shown`. In which closed
+/// networks a node is, others need not know.
+fn lookup_of(state: &State, record: &NodeRecord, shown: impl Fn(&Network) -> bool) -> Lookup {
+    let networks = state
+        .memberships(record.id)
+        .filter(|(network, _)| shown(network))
+        .map(|(network, _)| network.record.id);
     Lookup {
         node_id: record.id,
         address: record.address(),
@@ -590,6 +693,8 @@ pub(crate) fn write(state: &RwLock<State>) -> RwLockWriteGuard<'_, State> {
 
 #[cfg(test)]
 mod tests {
+    use pilot_wire::registry::audit::{AuditActor, AuditRecord, AuditResult};
+
     use super::*;
 
     #[test]
@@ -612,6 +717,122 @@ mod tests {
                 "{listen}"
             );
         }
+    }
+
+    fn asker(source: &str) -> Asker {
+        Asker { source: source.parse().unwrap(), session: None }
+    }
+
+    /// Node 1 is there, with the key of this seed; so many registrations a minute.
+    fn service(seed: u8, rate: u32) -> Service {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[seed; 32]).verifying_key().to_bytes();
+        let mut state = State::default();
+        let register = Register {
+            key: PublicKey(key),
+            endpoint: "192.0.2.7:4000".parse().unwrap(),
+            owner: String::new(),
+            hostname: String::new(),
+            proven: false,
+            takeover: false,
+        };
+        state.apply(&Command::own(1, Op::Register(register))).unwrap();
+        Service::new(Arc::new(RwLock::new(state)), rate, false)
+    }
+
+    fn codes(service: &Service, request: &str, from: &str, times: usize) -> Vec<&'static str> {
+        let fields = Fields::parse(request.as_bytes()).unwrap();
+        let code = |_| match service.admit(&fields, &asker(from), 100) {
+            Ok(_) => "",
+            Err(refusal) => refusal.code(),
+        };
+        (0..times).map(code).collect()
+    }
+
+    #[test]
+    fn what_anybody_can_write_is_limited_by_source() {
+        let limited = service(7, 10);
+        let key = limited.state().node(NodeId(1)).unwrap().record.key;
+        let again = format!(r#"{{"type":"register","public_key":"{key}"}}"#);
+        let score = r#"{"type":"update_polo_score","node_id":1,"delta":1}"#;
+        for (request, rate) in [(again.as_str(), RETURNS), (score, SCORES)] {
+            let rate = rate as usize;
+            let codes = codes(&limited, request, "[2001:db8::1]:5", rate + 1);
+            assert_eq!((&codes[..rate], codes[rate]), (&vec![""; rate][..], "rate_limited"));
+        }
+        // The same /64, and another source.
+        assert_eq!(codes(&limited, score, "[2001:db8::2]:5", 1), ["rate_limited"]);
+        assert_eq!(codes(&limited, score, "192.0.2.9:5", 1), [""]);
+        let unlimited = service(7, 0);
+        assert_eq!(codes(&unlimited, score, "192.0.2.9:5", 1000), [""; 1000]);
+        assert_eq!(codes(&unlimited, &again, "192.0.2.9:5", 1000), [""; 1000]);
+    }
+
+    #[test]
+    fn guessing_tokens_is_slowed() {
+        let right = "0123456789abcdef";
+        for (source, rate, slowed) in
+            [("192.0.2.9:5", 0, true), ("127.0.0.1:5", 10, true), ("127.0.0.1:5", 0, false)]
+        {
+            let service = service(7, rate).with_admins(Admins::by_token(Some(right)), false);
+            let asker = asker(source);
+            for _ in 0..GUESSES {
+                assert_eq!(service.shown("wrong", &asker, 100), Err(Refusal::BadAdminToken));
+            }
+            let shown = service.shown(right, &asker, 100);
+            assert_eq!(shown.is_err(), slowed, "{source} {shown:?}");
+            assert!(service.shown(right, &asker, 106).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_session_does_not_replace_the_signature_of_what_ends_a_node() {
+        let service = service(7, 0);
+        let key = service.state().node(NodeId(1)).unwrap().record.key;
+        let session = Some(Signer { node: NodeId(1), key });
+        let asker = Asker { session, ..asker("192.0.2.9:5") };
+        let new = PublicKey([9; 32]);
+        for (kind, signed, bare) in [
+            ("deregister", "deregister:1", "bad_signature"),
+            ("rotate_key", "rotate:1", "bad_signature"),
+            ("set_visibility", "set_visibility:1", ""),
+        ] {
+            let signing = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+            let signature = ed25519_dalek::Signer::sign(&signing, signed.as_bytes());
+            let signature = Signature(signature.to_bytes());
+            for (signature, wanted) in [(String::new(), bare), (signature.to_string(), "")] {
+                let request = format!(
+                    r#"{{"type":"{kind}","node_id":1,"new_public_key":"{new}","signature":"{signature}"}}"#
+                );
+                let fields = Fields::parse(request.as_bytes()).unwrap();
+                let code = service.admit(&fields, &asker, 100).map_or_else(|r| r.code(), |_| "");
+                assert_eq!(code, wanted, "{kind} {signature:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn pages_of_the_audit_log_end_by_size() {
+        let record = |seq| AuditRecord {
+            seq,
+            time: 1,
+            command: seq,
+            actor: AuditActor::default(),
+            source: String::new(),
+            operation: "reap".to_owned(),
+            object: String::new(),
+            result: AuditResult::Allowed,
+            code: String::new(),
+            rule: String::new(),
+            detail: "x".repeat(AUDIT_ROOM / 3),
+            request_id: String::new(),
+            count: 1,
+            previous: String::new(),
+            hash: String::new(),
+        };
+        let page = fitting(AuditPage { records: (1..=4).map(record).collect(), next: None });
+        assert_eq!((page.records.len(), page.next), (2, Some(2)));
+        let page = fitting(AuditPage { records: (3..=4).map(record).collect(), next: Some(4) });
+        assert_eq!((page.records.len(), page.next), (2, Some(4)));
     }
 
     #[test]

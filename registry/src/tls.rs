@@ -1,12 +1,13 @@
 //! TLS of the registry's ports: which certificate, and the first steps of a
 //! connection until it is TLS. Certificates can be read again while running.
 //!
-//! Bounds: [`HANDSHAKES`] at a time, further ones wait; each has
-//! [`HANDSHAKE_LIMIT`] from its accept on, and is closed after it.
+//! Bounds: [`HANDSHAKES`] at a time, [`OF_SOURCE`] of one source, further ones
+//! wait; each has [`HANDSHAKE_LIMIT`] from its accept on, and is closed after it.
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -16,11 +17,15 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::limits::counted;
 
 /// A connection that is not TLS by then is closed.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Most handshakes of one port at a time.
 const HANDSHAKES: usize = 512;
+/// Of these, of one source that is not this machine. Who has sent a byte and is
+/// slow with the rest holds up none but its neighbours.
+const OF_SOURCE: usize = HANDSHAKES / 4;
 /// What cannot be logged for each connection is logged so often.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// First byte of every TLS connection.
@@ -108,7 +113,44 @@ pub(crate) struct Door {
     client_ca: Option<PathBuf>,
     acceptor: ArcSwap<Accepting>,
     handshakes: Semaphore,
+    lines: Lines,
     said: Mutex<Said>,
+}
+
+/// Sources that have connections on their way to TLS.
+#[derive(Debug, Default)]
+struct Lines(Mutex<HashMap<IpAddr, Arc<Semaphore>>>);
+
+/// A place in the line of a source, as long as it is not dropped.
+struct Line<'a> {
+    lines: &'a Lines,
+    source: IpAddr,
+    turns: Arc<Semaphore>,
+}
+
+impl Lines {
+    /// None for this machine, which does not wait.
+    fn enter(&self, source: IpAddr) -> Option<Line<'_>> {
+        let source = counted(source)?;
+        let mut lines = self.lines();
+        let turns = lines.entry(source).or_insert_with(|| Arc::new(Semaphore::new(OF_SOURCE)));
+        Some(Line { lines: self, source, turns: Arc::clone(turns) })
+    }
+
+    /// Whole entries are put in and taken out, so poisoning is ignored.
+    fn lines(&self) -> MutexGuard<'_, HashMap<IpAddr, Arc<Semaphore>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        let mut lines = self.lines.lines();
+        // The table's, and this one: nobody else stands in it.
+        if Arc::strong_count(&self.turns) <= 2 {
+            lines.remove(&self.source);
+        }
+    }
 }
 
 struct Accepting(TlsAcceptor);
@@ -155,6 +197,7 @@ impl Door {
             client_ca: client_ca.map(Path::to_owned),
             acceptor: ArcSwap::from_pointee(Accepting(acceptor)),
             handshakes: Semaphore::new(HANDSHAKES),
+            lines: Lines::default(),
             said: Mutex::default(),
         })
     }
@@ -179,7 +222,12 @@ impl Door {
             if stream.peek(&mut first).await? == 1 && first[0] != HANDSHAKE_RECORD {
                 return Err(Refused::Plain);
             }
-            // Whoever has sent nothing holds up nobody. It is never closed.
+            // Whoever has sent nothing holds up nobody. None is ever closed.
+            let line = self.lines.enter(stream.peer_addr()?.ip());
+            let _of_source = match &line {
+                Some(line) => Some(line.turns.acquire().await),
+                None => None,
+            };
             let _turn = self.handshakes.acquire().await;
             let acceptor = self.acceptor.load().0.clone();
             Ok(acceptor.accept(stream).await?)
@@ -204,5 +252,29 @@ impl Door {
         };
         said.at = Some(Instant::now());
         tracing::warn!(%source, "connection closed: {refused}{more}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_source_has_a_quarter_of_the_handshakes() {
+        let lines = Lines::default();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let slow: Vec<_> = (0..HANDSHAKES as u32)
+            .map(|n| lines.enter(ip(&format!("2001:db8::{n:x}"))).unwrap())
+            .collect();
+        let turns: Vec<_> = slow.iter().map_while(|line| line.turns.try_acquire().ok()).collect();
+        assert_eq!((turns.len(), lines.lines().len()), (OF_SOURCE, 1));
+        let other = lines.enter(ip("192.0.2.1")).unwrap();
+        assert!(other.turns.try_acquire().is_ok());
+        assert!(lines.enter(ip("127.0.0.1")).is_none() && lines.enter(ip("::1")).is_none());
+        drop(turns);
+        let first = slow.into_iter().next().unwrap();
+        assert_eq!(first.turns.available_permits(), OF_SOURCE);
+        drop((first, other));
+        assert!(lines.lines().is_empty());
     }
 }

@@ -198,7 +198,7 @@ fn only_the_token_opens_the_administration_and_guessing_is_slowed() {
     assert_eq!((reply.status, &reply.json()["code"]), (429, &json!("rate_limited")));
     // Whoever shows no token is not concerned.
     assert_eq!(site.get("/api/stats").status, 200);
-    assert!(site.get("/metrics").text().contains("pilot_admin_denied_total 10\n"));
+    assert!(site.get("/metrics").text().contains("pilot_admin_denied_total 15\n"));
     site.end();
 }
 
@@ -255,6 +255,18 @@ fn what_an_administrator_does_is_in_the_audit_log() {
     }));
     assert_eq!(revoked.status, 200, "{revoked:?}");
     assert_eq!(revoked.json()["type"], "node_revoke_ok");
+    let again = site.request(&json!({ "type": "node_revoke", "node_id": 5 }));
+    assert_eq!((again.status, &again.json()["code"]), (403, &json!("revoked")));
+    // One that left can be shut out too.
+    let mut client = Client::connect(site.addr);
+    let key = Identity::new(4);
+    ok(&client.ask(key.signed("deregister", 4, json!({}))));
+    assert_eq!(site.request(&json!({ "type": "node_revoke", "node_id": 4 })).status, 200);
+    assert_eq!(client.ask(key.register())["code"], "revoked");
+    let unknown = site.request(&json!({ "type": "node_revoke", "node_id": 99 }));
+    assert_eq!(unknown.json()["code"], "unknown_node");
+    let refused = site.request(&json!({ "type": "network_delete", "network": "lab" }));
+    assert_eq!((refused.status, &refused.json()["code"]), (404, &json!("unknown_network")));
     let gone = site.admin("/api/v1/nodes/5");
     assert_eq!(gone.status, 404);
     let list = site.admin("/api/v1/networks").json();
@@ -264,7 +276,7 @@ fn what_an_administrator_does_is_in_the_audit_log() {
     client::eventually("the audit log has it", || {
         let page = site.admin("/api/v1/audit?operation=node_revoke").json();
         let records = page["records"].as_array().unwrap();
-        records.len() == 1
+        records.len() == 3
             && records[0]["actor"]["name"] == "admin"
             && records[0]["request_id"] == "ticket-7"
             && records[0]["result"] == "allowed"
@@ -276,7 +288,11 @@ fn what_an_administrator_does_is_in_the_audit_log() {
     assert_eq!(get(site.http, "/api/v1/nodes", &wrong).status, 401);
     client::eventually("the audit log has the denial", || {
         let page = site.admin("/api/v1/audit?result=denied").json();
-        page["records"].as_array().unwrap().iter().any(|r| r["code"] == "bad_admin_token")
+        let records = page["records"].as_array().unwrap();
+        let has = |code: &str, object: &str| {
+            records.iter().any(|r| r["code"] == code && r["object"] == object)
+        };
+        has("bad_admin_token", "") && has("unknown_network", "network \"lab\"")
     });
     site.end();
 }
@@ -310,6 +326,8 @@ fn health_is_told() {
     assert_eq!(site.get("/healthz").json()["alive"], true);
     let ready = site.get("/readyz");
     assert_eq!((ready.status, &ready.json()["ready"]), (200, &json!(true)));
+    let proxied = get(site.http, "/readyz", &[("X-Forwarded-For", "192.0.2.1")]);
+    assert_eq!((proxied.status, &proxied.json()["ready"]), (200, &json!(true)));
     site.end();
 }
 

@@ -664,8 +664,12 @@ fn the_published_requests_have_their_published_shapes() {
         failed(&client.ask(leave(two, 1)), "not_member");
         failed(&client.ask(leave(two, 0)), "unknown_network");
         assert_eq!(client.ask(list(1)), json!({"type": "list_nodes_ok", "nodes": []}));
-        let found = client.ask(json!({"type": "lookup", "node_id": two}));
-        assert_eq!(found["networks"], json!([0, 2]));
+        // In which closed networks a node is, those see who are in them too.
+        let found = json!({"type": "lookup", "node_id": two});
+        assert_eq!(client.ask(found.clone())["networks"], json!([0]));
+        assert_eq!(node.ask(&found)["networks"], json!([0, 2]));
+        client.ask(join(two, 1, "", 0));
+        assert_eq!(client.ask(found)["networks"], json!([0, 1]));
     });
 }
 

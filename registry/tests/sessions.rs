@@ -275,8 +275,10 @@ fn a_session_ends_for_a_reason() {
         let nonce = challenge(&mut second.client);
         assert_eq!(second.ask(&opening(&a_key, a, &nonce))["type"], "session_open_ok");
         second.settle();
-        let rotate = json!({"type": "rotate_key", "node_id": a,
+        let mut rotate = json!({"type": "rotate_key", "node_id": a,
             "new_public_key": Identity::new(50).public()});
+        assert_eq!(second.ask(&rotate)["code"], "bad_signature");
+        rotate["signature"] = a_key.sign(&format!("rotate:{a}")).into();
         assert_eq!(second.ask(&rotate)["type"], "rotate_key_ok");
         assert_eq!(second.end().0.as_deref(), Some("key_rotated"));
         let session = Session::open(addr, &b_key, b, &[]);

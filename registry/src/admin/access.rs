@@ -76,6 +76,7 @@ pub(super) fn access(
     let now = unix_now();
     let failures = || site.failures.0.lock().unwrap_or_else(PoisonError::into_inner);
     if !failures().has(peer.source.ip(), now) {
+        site.denied(peer.source, &Refusal::RateLimited, path);
         return Err(Problem::new(
             StatusCode::TOO_MANY_REQUESTS,
             "rate_limited",

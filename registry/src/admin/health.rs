@@ -23,30 +23,38 @@ pub(super) fn alive(site: &Site) -> Answer {
 }
 
 /// `/readyz`: whether what is asked for can be done. Problems beside that are
-/// warnings.
-pub(super) async fn ready(site: &Site) -> Answer {
+/// warnings. Texts and names may tell of folders and plugins, so they are for
+/// this machine and for administrators; others get codes.
+pub(super) async fn ready(
+    site: &Site,
+    peer: &Peer,
+    access: &Access,
+    headers: &HeaderMap,
+) -> Answer {
     probe(site).await;
+    let whole = is_local(peer, headers) || access.is_admin();
+    let problem = |part: &str, code, reason: &str| problem(whole, part, code, reason);
     let mut reasons: Vec<Value> = Vec::new();
     let mut warnings: Vec<Value> = Vec::new();
     if *site.stop.borrow() {
-        reasons.push(json!({ "part": "registry", "reason": "is ending" }));
+        reasons.push(problem("registry", "ending", "is ending"));
     }
     if let Some(error) = site.service.metrics().store.failing() {
-        reasons.push(json!({ "part": "store", "reason": error }));
+        reasons.push(problem("store", "store_failing", &error.to_string()));
     }
     if !site.service.audit().is_healthy() {
         let reason = "cannot be written; nothing is changed meanwhile, and it is tried again";
-        reasons.push(json!({ "part": "audit log", "reason": reason }));
+        reasons.push(problem("audit log", "audit_failing", reason));
     }
     for plugin in site.plugins.list() {
         let reason = plugin.last_reload.and_then(|r| r.error).unwrap_or_default();
         let name = format!("plugin {}", plugin.name);
         match plugin.state {
             PluginState::Starting => {
-                reasons.push(json!({ "part": name, "reason": "is being started" }));
+                reasons.push(problem(&name, "plugin_starting", "is being started"));
             }
             PluginState::Failed | PluginState::BackingOff | PluginState::OverBudget => {
-                warnings.push(json!({ "part": name, "reason": reason }));
+                warnings.push(problem(&name, "plugin_failing", &reason));
             }
             PluginState::Running | PluginState::Draining | PluginState::Off => {}
         }
@@ -58,6 +66,15 @@ pub(super) async fn ready(site: &Site) -> Answer {
         *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
     answer
+}
+
+/// One problem, as a whole or without what not everybody may know.
+fn problem(whole: bool, part: &str, code: &str, reason: &str) -> Value {
+    if whole {
+        return json!({ "part": part, "code": code, "reason": reason });
+    }
+    let part = if part.starts_with("plugin ") { "plugin" } else { part };
+    json!({ "part": part, "code": code })
 }
 
 /// A store that failed is written to again, as nobody may write while the
@@ -85,10 +102,7 @@ pub(super) async fn metrics(
     access: &Access,
     headers: &HeaderMap,
 ) -> Result<Answer, Problem> {
-    let forwarded = ["x-real-ip", "x-forwarded-for", "forwarded"];
-    let local =
-        peer.source.ip().is_loopback() && !forwarded.iter().any(|name| headers.contains_key(*name));
-    if !local && !access.is_admin() {
+    if !is_local(peer, headers) && !access.is_admin() {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
             "not_local",
@@ -140,10 +154,31 @@ pub(super) async fn metrics(
     Ok(whole("text/plain; version=0.0.4; charset=utf-8", text))
 }
 
+/// Whether somebody on this machine asks for himself.
+fn is_local(peer: &Peer, headers: &HeaderMap) -> bool {
+    let forwarded = ["x-real-ip", "x-forwarded-for", "forwarded"];
+    peer.source.ip().is_loopback() && !forwarded.iter().any(|name| headers.contains_key(*name))
+}
+
 /// Resident memory of this process, where the system tells.
 fn memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_told_codes_of_problems_only() {
+        let [own, others] = [true, false]
+            .map(|whole| problem(whole, "plugin secret", "plugin_failing", "/home/x: is gone"));
+        assert_eq!(own["reason"], "/home/x: is gone");
+        assert_eq!(others, json!({ "part": "plugin", "code": "plugin_failing" }));
+        let store = problem(false, "store", "store_failing", "/home/x: is full");
+        assert_eq!(store, json!({ "part": "store", "code": "store_failing" }));
+    }
 }

@@ -6,7 +6,7 @@
 use std::ops::Bound;
 
 use pilot_wire::NodeId;
-use pilot_wire::registry::network::NetworkRef;
+use pilot_wire::registry::network::{JoinPolicy, NetworkRef};
 use serde_json::{Value, json};
 
 use super::Site;
@@ -88,11 +88,22 @@ fn view(network: &Network) -> Value {
         "members": network.members.len(),
         "tokens_total": network.tokens.len(),
         "join_rule": record.join.label(),
-        "join": record.join,
+        "join": without_secrets(&record.join),
         "broadcast": record.broadcast,
         "owner": record.owner,
         "created": record.created,
     })
+}
+
+/// The policy without salts and hashes of the tokens that it holds.
+fn without_secrets(join: &JoinPolicy) -> JoinPolicy {
+    let mut join = join.clone();
+    for rule in &mut join.rules {
+        if let Some(config) = rule.config.as_object_mut() {
+            config.remove("hashed");
+        }
+    }
+    join
 }
 
 fn members_of(
@@ -148,4 +159,22 @@ fn invitations_of<'a>(
             "tags": i.tags,
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use pilot_wire::registry::network::{Combine, RuleUse};
+
+    use super::*;
+
+    #[test]
+    fn what_tokens_are_checked_by_is_not_shown() {
+        let config = json!({ "hashed": [{ "salt": "aa", "hash": "bb" }], "note": "kept" });
+        let mut rules = JoinPolicy::of("open").rules;
+        rules.push(RuleUse { rule: "token".to_owned(), config });
+        let join = JoinPolicy { combine: Combine::Any, rules };
+        let shown = json!(without_secrets(&join)).to_string();
+        assert!(shown.contains("kept") && shown.contains("open"), "{shown}");
+        assert!(!shown.contains("hashed") && !shown.contains("salt"), "{shown}");
+    }
 }

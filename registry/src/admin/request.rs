@@ -10,8 +10,10 @@ use hyper::{Request, StatusCode};
 use pilot_wire::registry::{Envelope, MAX_BODY_LEN};
 
 use super::answer::{Answer, Problem, json};
+use super::route::cut;
 use super::{Peer, Site};
 use crate::connection::unix_now;
+use crate::denials::{self, Refused};
 use crate::service::Asker;
 
 /// Answers the request in the body.
@@ -46,10 +48,24 @@ pub(super) async fn settled(
     envelope: Envelope,
 ) -> Result<Answer, Problem> {
     let asker = Asker { source: peer.source, session: None };
+    // For those who are told when it is refused.
+    let (about, request_id) =
+        (serde_json::to_value(&envelope.request), envelope.request_id.clone());
     let admitted = site.service.extended_by(admin, envelope, &asker, unix_now()).await;
     let outcome = match admitted {
-        Ok(admitted) => site.writer.settle(admitted).await,
-        Err(refusal) => Err(refusal),
+        Ok(admitted) => site.writer.settle(admitted).await.inspect_err(|refusal| {
+            // The command is in the audit log.
+            site.denials.applied(peer.source, refusal);
+        }),
+        Err(refusal) => {
+            site.denials.deny(peer.source, &refusal, || {
+                let about = about.unwrap_or_default();
+                let operation = about["type"].as_str().unwrap_or_default().to_owned();
+                let object = denials::object(about.to_string().as_bytes());
+                Refused { operation, claimed: None, object, request_id: cut(&request_id) }
+            });
+            Err(refusal)
+        }
     };
     outcome.map(|reply| json(&reply)).map_err(Problem::from)
 }

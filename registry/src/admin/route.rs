@@ -9,7 +9,7 @@ use hyper::{Method, Request, StatusCode};
 use pilot_wire::registry::audit::{AuditFilter, AuditResult};
 use pilot_wire::registry::{Envelope, Extended};
 
-use super::access::access;
+use super::access::{Access, access};
 use super::answer::{Answer, Problem};
 use super::query::{Query, decoded};
 use super::{Peer, Site, health, live, networks, nodes, published, request};
@@ -51,7 +51,8 @@ async fn route(site: &Site, peer: &Peer, request: Request<Incoming>) -> Result<A
             return Err(not_allowed("post_only", &request));
         }
         query(&request, &[])?;
-        return request::request(site, peer, access.admin()?, request).await;
+        let admin = administrator(site, peer, &access, &path)?;
+        return request::request(site, peer, admin, request).await;
     }
     if !is_known(&parts) {
         return Err(Problem::unknown("unknown_path", format!("there is nothing at {path}")));
@@ -72,10 +73,10 @@ async fn route(site: &Site, peer: &Peer, request: Request<Incoming>) -> Result<A
         }
         ["metrics"] => return health::metrics(site, peer, &access, headers).await,
         ["healthz"] => return Ok(health::alive(site)),
-        ["readyz"] => return Ok(health::ready(site).await),
+        ["readyz"] => return Ok(health::ready(site, peer, &access, headers).await),
         _ => {}
     }
-    access.admin()?;
+    let admin = administrator(site, peer, &access, &path)?;
     match parts[..] {
         ["api", "v1", "nodes"] => nodes::list(site, &query(&request, nodes::KEYS)?),
         ["api", "v1", "nodes", id] => {
@@ -101,7 +102,7 @@ async fn route(site: &Site, peer: &Peer, request: Request<Incoming>) -> Result<A
                 filter.after = filter.after.max(Some(head.saturating_sub(newest)));
             }
             let asked = Envelope::new(Extended::AuditQuery(filter));
-            request::settled(site, peer, access.admin()?, asked).await
+            request::settled(site, peer, admin, asked).await
         }
         ["api", "v1", "events"] => {
             query(&request, &[])?;
@@ -109,6 +110,18 @@ async fn route(site: &Site, peer: &Peer, request: Request<Incoming>) -> Result<A
         }
         _ => Err(Problem::unknown("unknown_path", format!("there is nothing at {path}"))),
     }
+}
+
+/// The administrator's name; that anybody else asked is told.
+fn administrator<'a>(
+    site: &Site,
+    peer: &Peer,
+    access: &'a Access,
+    path: &str,
+) -> Result<&'a str, Problem> {
+    access.admin().inspect_err(|_| {
+        site.denied(peer.source, &Refusal::AdminOnly("the administration"), path);
+    })
 }
 
 fn is_known(parts: &[&str]) -> bool {
@@ -168,12 +181,8 @@ impl Site {
     pub(super) fn denied(&self, source: SocketAddr, refusal: &Refusal, operation: &str) {
         self.service.metrics().admin.denied.fetch_add(1, Relaxed);
         tracing::debug!(%source, code = refusal.code(), operation, "refused: {refusal}");
-        self.denials.deny(source, refusal, || Refused {
-            operation: cut(operation),
-            claimed: None,
-            object: String::new(),
-            request_id: String::new(),
-        });
+        let operation = cut(operation);
+        self.denials.deny(source, refusal, || Refused { operation, ..Refused::default() });
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use pilot_wire::NodeId;
+use pilot_wire::registry::session::MAX_WATCHED;
 use pilot_wire::registry::{
     Envelope, Extended, Fields, SessionChallenged, SessionOpened, SessionWatched, Signature,
 };
@@ -13,8 +14,9 @@ use rand::RngExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Closed, Connection, refused, unix_now};
+use crate::denials::{self, Refused};
 use crate::push::{Since, TooManyPeers};
-use crate::state::Refusal;
+use crate::state::{Refusal, Signer};
 
 /// Bytes of a nonce.
 const NONCE_LEN: usize = 32;
@@ -40,7 +42,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         let envelope = match Envelope::parse(body) {
             Ok(envelope) => envelope,
             Err(e) => {
-                self.refuse(&unreadable(&fields.kind, &e), || refused(fields));
+                let session = self.asker.session;
+                self.refuse(&unreadable(&fields.kind, &e), || extended(body, fields, session));
                 return Ok(());
             }
         };
@@ -66,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 let (shared, asker) = (Arc::clone(&self.shared), self.asker);
                 let work = shared.service.extended(envelope, &asker, unix_now());
                 let admitted = self.meanwhile(work).await?;
-                self.finish(admitted, || refused(fields)).await;
+                self.finish(admitted, || extended(body, fields, asker.session)).await;
                 return Ok(());
             }
         };
@@ -108,10 +111,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     fn watch(&mut self, add: &[NodeId], remove: &[NodeId]) -> Result<(), Refusal> {
         let live = self.live.as_ref().ok_or(Refusal::SessionRequired("session_watch"))?;
-        let watched = self.shared.hub.watch(live, add, remove).map_err(|e| too_many("add", e))?;
+        let key = if remove.len() > MAX_WATCHED { "remove" } else { "add" };
+        let watched = self.shared.hub.watch(live, add, remove).map_err(|e| too_many(key, e))?;
         let watched = u32::try_from(watched).unwrap_or(u32::MAX);
         self.append(&SessionWatched { watched });
         Ok(())
+    }
+}
+
+/// A refused request that is read strictly: whoever has the session acts.
+fn extended(body: &[u8], fields: &Fields<'_>, session: Option<Signer>) -> Refused {
+    Refused {
+        claimed: session.map(|signer| signer.node),
+        object: denials::object(body),
+        ..refused(fields)
     }
 }
 

@@ -135,6 +135,22 @@ async fn a_frame_that_trickles_in_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_is_too_long_is_refused_in_its_place() {
+    let world = world();
+    let (mut near, far) = duplex(64 * 1024);
+    let mut connection = world.connection(far);
+    connection.append(&json!({"number": 1}));
+    connection.append(&json!({"text": "x".repeat(pilot_wire::registry::MAX_BODY_LEN)}));
+    connection.append(&json!({"number": 3}));
+    assert!(connection.send().await.is_ok());
+    assert_eq!(receive(&mut near).await.unwrap(), json!({"number": 1}));
+    let refused = receive(&mut near).await.unwrap();
+    assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("too_large")));
+    assert!(refused["hint"].as_str().unwrap().contains("fewer"), "{refused}");
+    assert_eq!(receive(&mut near).await.unwrap(), json!({"number": 3}));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_reads_nothing_is_cut_off() {
     let world = world();
     let (mut stream, _stop) = world.serve(1024);

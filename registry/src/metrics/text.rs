@@ -147,7 +147,7 @@ fn admin(out: &mut String, metrics: &Metrics) {
         out,
         &Gauge::count(
             "pilot_admin_denied_total",
-            "Wrong tokens of administrators.",
+            "Requests that needed an administrator and were refused.",
             metrics.admin.denied.load(Relaxed),
         ),
     );

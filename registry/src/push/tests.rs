@@ -516,6 +516,20 @@ fn who_does_not_listen_is_ended_and_holds_up_nobody() {
 }
 
 #[test]
+fn lists_of_whom_to_watch_are_bounded() {
+    let mut state = State::default();
+    let node = register(&mut state, 0);
+    let (state, hub) = (RwLock::new(state), Hub::default());
+    hub.follow(&state);
+    let opened = hub.open(&state, node, Since::default(), vec![NodeId(7)]).unwrap();
+    let many = vec![NodeId(7); MAX_WATCHED + 1];
+    assert!(hub.watch(&opened.live, &many, &[]).is_err());
+    assert!(hub.watch(&opened.live, &[], &many).is_err());
+    assert_eq!(hub.watch(&opened.live, &[NodeId(8)], &[]), Ok(2), "nothing was changed");
+    assert_eq!(hub.watch(&opened.live, &[NodeId(9)], &many[1..]), Ok(2));
+}
+
+#[test]
 fn a_long_sync_comes_in_parts_that_each_fit_a_frame() {
     let mut state = State::default();
     state.new_epoch("this".to_owned());

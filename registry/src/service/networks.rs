@@ -92,7 +92,7 @@ impl Service {
         asker: &Asker,
         now: u64,
     ) -> Result<Admitted, Refusal> {
-        let who = self.who(&envelope.admin_token, asker)?;
+        let who = self.who(&envelope.admin_token, asker, now)?;
         self.decide(who, envelope, asker, now).await
     }
 
@@ -219,8 +219,15 @@ impl Service {
             }
             Extended::NodeRevoke { node_id, reason } => {
                 let by = who.admin("node_revoke")?;
-                let node = self.known(node_id)?;
-                Op::RevokeNode { by, node, reason: cut(&reason, MAX_REASON).to_owned() }
+                // Also one that is away, or was removed for being silent.
+                let state = self.state();
+                match node_id {
+                    node if !state.is_assigned(node) => return Err(Refusal::UnknownNode(node)),
+                    node if state.is_revoked(node) => return Err(Refusal::Revoked(node)),
+                    node => {
+                        Op::RevokeNode { by, node, reason: cut(&reason, MAX_REASON).to_owned() }
+                    }
+                }
             }
             Extended::AuditQuery(filter) => {
                 who.admin("audit_query")?;
@@ -234,10 +241,10 @@ impl Service {
     }
 
     /// Who asks. A session counts as long as its key is the node's.
-    fn who(&self, admin_token: &str, asker: &Asker) -> Result<Who, Refusal> {
+    fn who(&self, admin_token: &str, asker: &Asker, now: u64) -> Result<Who, Refusal> {
         let admin = match admin_token {
             "" => None,
-            token => Some(self.administrator(token)?),
+            token => Some(self.shown(token, asker, now)?),
         };
         Ok(Who { admin, node: self.session(asker) })
     }

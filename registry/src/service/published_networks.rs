@@ -42,7 +42,7 @@ impl Service {
         let request = |op| command(op, asker, &fields.request_id, now);
         match fields.kind.as_ref() {
             "create_network" => {
-                let by = self.published_admin(fields, "create_network")?;
+                let by = self.published_admin(fields, asker, now, "create_network")?;
                 self.check_name(&fields.name)?;
                 let join = policy(&fields.join_rule, &fields.token)?;
                 let name = fields.name.clone().into_owned();
@@ -58,7 +58,7 @@ impl Service {
                 Ok(Admitted::WriteThen(request(op), then))
             }
             "join_network" => {
-                let by = self.published_admin(fields, "join_network")?;
+                let by = self.published_admin(fields, asker, now, "join_network")?;
                 let (network_id, address) = {
                     let state = self.state();
                     state.node(node)?;
@@ -75,7 +75,7 @@ impl Service {
                 Ok(Admitted::WriteThen(request(op), Then::new(move |_| joined.into())))
             }
             "leave_network" => {
-                let by = self.published_admin(fields, "leave_network")?;
+                let by = self.published_admin(fields, asker, now, "leave_network")?;
                 let network_id = fields.network_id;
                 if !self.state().network(network_id)?.members.contains_key(&node) {
                     return Err(Refusal::NotMember { network: network_id, node });
@@ -85,7 +85,7 @@ impl Service {
                 Ok(Admitted::WriteThen(request(op), Then::new(move |_| left.into())))
             }
             "list_networks" => Ok(self.list_networks()),
-            "list_nodes" => self.list_nodes(fields, asker),
+            "list_nodes" => self.list_nodes(fields, asker, now),
             other => Err(Refusal::UnknownType(super::cut(other, 64).to_owned())),
         }
     }
@@ -93,11 +93,13 @@ impl Service {
     fn published_admin(
         &self,
         fields: &Fields<'_>,
+        asker: &Asker,
+        now: u64,
         request: &'static str,
     ) -> Result<Actor, Refusal> {
         match fields.admin_token.as_ref() {
             "" => Err(Refusal::AdminOnly(request)),
-            token => self.administrator(token).map(Actor::Admin),
+            token => self.shown(token, asker, now).map(Actor::Admin),
         }
     }
 
@@ -126,10 +128,11 @@ impl Service {
         &self,
         fields: &Fields<'_>,
         asker: &Asker,
+        now: u64,
     ) -> Result<Admitted, Refusal> {
         let is_admin = match fields.admin_token.as_ref() {
             "" => false,
-            token => self.administrator(token).map(|_| true)?,
+            token => self.shown(token, asker, now).map(|_| true)?,
         };
         let session = self.session(asker).map(|signer| signer.node);
         let state = self.state();
@@ -157,7 +160,7 @@ impl Service {
 }
 
 /// Whether nobody is kept out.
-fn is_open(network: &Network) -> bool {
+pub(super) fn is_open(network: &Network) -> bool {
     let policy = &network.record.join;
     let open = |rule: &RuleUse| rule.rule == OPEN;
     !policy.rules.is_empty()

@@ -38,13 +38,22 @@ pub(super) fn page<T: Serialize>(
     items: impl IntoIterator<Item = T>,
     limit: usize,
 ) -> (Vec<T>, bool) {
+    page_within(items, limit, ROOM)
+}
+
+/// The same within `room` bytes.
+pub(super) fn page_within<T: Serialize>(
+    items: impl IntoIterator<Item = T>,
+    limit: usize,
+    room: usize,
+) -> (Vec<T>, bool) {
     let mut page = Vec::new();
     let mut size = 0;
     for item in items {
         // With the comma after it. The first one fits whatever it is: a frame
         // has more room than any single view takes.
         size += json_len(&item) + 1;
-        if page.len() >= limit || (size > ROOM && !page.is_empty()) {
+        if page.len() >= limit || (size > room && !page.is_empty()) {
             return (page, true);
         }
         page.push(item);

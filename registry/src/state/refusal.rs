@@ -31,8 +31,9 @@ pub enum Refusal {
     /// A proof came that does not verify.
     #[error("the proof is not a signature of this key over time and listen address")]
     BadProof,
-    /// Too many registrations from one address.
-    #[error("too many registrations from this address")]
+    /// Too many registrations, changes of scores or wrong admin tokens from one
+    /// address.
+    #[error("too many requests of this kind from this address")]
     RateLimited,
     /// A table is full.
     #[error("the registry holds no more {0}")]
@@ -73,9 +74,6 @@ pub enum Refusal {
     /// A required value is missing.
     #[error("{0} is missing or not valid")]
     Missing(&'static str),
-    /// Network management is not part of this version.
-    #[error("networks cannot be changed in this version")]
-    NetworksDisabled,
     /// There is no such network, or it is the backbone, which is not listed.
     #[error("network {0} cannot be listed or changed: it is the backbone, or there is none")]
     UnknownNetwork(u16),
@@ -160,6 +158,9 @@ pub enum Refusal {
     /// No such request.
     #[error("unknown request type {0:?}")]
     UnknownType(String),
+    /// The answer is longer than a frame may be.
+    #[error("the answer has more than {} bytes", pilot_wire::registry::MAX_BODY_LEN)]
+    AnswerTooLong,
     /// The state file cannot be written; nothing was changed.
     #[error("the registry cannot write its state")]
     Storage,
@@ -190,7 +191,6 @@ impl Refusal {
             Self::AlreadyAsked(_) => "already_asked",
             Self::InboxFull(_) => "inbox_full",
             Self::Missing(_) => "missing_field",
-            Self::NetworksDisabled => "networks_disabled",
             Self::UnknownNetwork(_) | Self::UnknownNetworkName(_) => "unknown_network",
             Self::NetworkExists(_) => "network_exists",
             Self::AdminOnly(_) => "admin_only",
@@ -207,6 +207,7 @@ impl Refusal {
             Self::Invalid { .. } => "invalid",
             Self::NotEmpty => "not_empty",
             Self::UnknownType(_) => "unknown_type",
+            Self::AnswerTooLong => "too_large",
             Self::Storage => "storage",
         }
     }
@@ -231,6 +232,33 @@ impl Refusal {
         )
     }
 
+    /// Whether the audit log is to hold it: what is notable, and what somebody
+    /// asked for who has no right to it. Mistakes in a request, and what is not
+    /// there, are not.
+    pub(crate) const fn is_audited(&self) -> bool {
+        if let Self::SessionRequired(request) = self {
+            // Before its session is open a node may try what needs one.
+            return !matches!(request.as_bytes(), b"session_watch" | b"list_nodes");
+        }
+        self.is_notable()
+            || matches!(
+                self,
+                Self::AdminOnly(_)
+                    | Self::NotOwner(_)
+                    | Self::NotMember { .. }
+                    | Self::AlreadyMember { .. }
+                    | Self::Outsider
+                    | Self::Private(_)
+                    | Self::NoChallenge
+                    | Self::TokenGone
+                    | Self::InvitationGone
+                    | Self::NetworkExists(_)
+                    | Self::UnknownNetwork(_)
+                    | Self::UnknownNetworkName(_)
+                    | Self::TooManyJoins { .. }
+            )
+    }
+
     /// What to do about it, where there is something.
     fn hint(&self) -> Option<&'static str> {
         match self {
@@ -238,6 +266,22 @@ impl Refusal {
             Self::BadSignature(_) => Some("check the identity file, or register again"),
             Self::ProofRequired => Some("check the clock; send timestamp and proof"),
             Self::RateLimited => Some("try again in a minute"),
+            Self::Full(_) => Some("ask whoever runs the registry; what is no longer used must go"),
+            Self::OwnerTooLong => Some("shorten the owner text"),
+            Self::AlreadyAsked(_) => Some("wait for the answer to the first one"),
+            Self::UnknownNetwork(_) | Self::UnknownNetworkName(_) => {
+                Some("network_list shows the networks there are")
+            }
+            Self::NetworkExists(_) => Some("choose another name"),
+            Self::BadAdminToken => Some("send what the registry has as admin-token"),
+            Self::NotOwner(_) => Some("ask the network's owner, or send admin_token"),
+            Self::AlreadyMember { .. } => {
+                Some("nothing is to be done; leave it first to join anew")
+            }
+            Self::Revoked(_) | Self::KeyRevoked => {
+                Some("ask an administrator; the node needs a new identity")
+            }
+            Self::AnswerTooLong => Some("ask for fewer, with limit and after"),
             Self::HostnameTaken(_) => Some("choose another hostname"),
             Self::Private(_) => Some("both nodes must approve a handshake first"),
             Self::InboxFull(_) | Self::Storage => Some("try again later"),
@@ -262,5 +306,37 @@ impl Refusal {
             message: Some(self.to_string()),
             hint: self.hint().map(str::to_owned),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_right_is_audited_and_who_errs_is_not() {
+        for refusal in [
+            Refusal::AdminOnly("node_revoke"),
+            Refusal::BadAdminToken,
+            Refusal::NotOwner(3),
+            Refusal::Private(NodeId(1)),
+            Refusal::Outsider,
+            Refusal::NoChallenge,
+            Refusal::SessionRequired("invite"),
+            Refusal::UnknownNetwork(7),
+            Refusal::RateLimited,
+        ] {
+            assert!(refusal.is_audited(), "{refusal}");
+        }
+        for refusal in [
+            Refusal::UnknownNode(NodeId(1)),
+            Refusal::BadHostname,
+            Refusal::Missing("delta"),
+            Refusal::SessionRequired("list_nodes"),
+        ] {
+            assert!(!refusal.is_audited(), "{refusal}");
+        }
+        // Events are for attacks and what is broken only.
+        assert!(!Refusal::Private(NodeId(1)).is_notable());
     }
 }
