@@ -3,16 +3,19 @@
 //! the same commands always give the same state. No I/O, no clock, no chance.
 //!
 //! Bounds: [`MAX_KEYS`] keys ever registered, one owner text per node ID,
-//! [`MAX_TRUST`] trust records and as many withdrawals, [`MAX_REQUESTS`] and
+//! [`MAX_TRUST`] trust records and as many withdrawals, of one node
+//! [`MAX_STATEMENTS_OF_NODE`] statements that are not returned and
+//! [`MAX_WITHDRAWALS_OF_NODE`] withdrawals, [`MAX_REQUESTS`] and
 //! [`MAX_ANSWERS`] waiting per node, those of `network.rs`. At the bound a
-//! request is refused; but a new owner text replaces the older, a withdrawal
-//! more is not remembered, and the oldest answer goes.
+//! request is refused; but a new owner text replaces the older, and the oldest
+//! answer goes.
 
 mod apply;
 mod census;
 mod change;
 mod command;
 mod hostnames;
+mod inboxes;
 mod listing;
 mod loading;
 mod names;
@@ -36,10 +39,13 @@ pub use change::{Change, LeaveReason};
 pub use command::{Actor, Admission, Command, Denial, Imported, Op, Origin, Register, Signer};
 pub use loading::{Loading, StateError};
 pub use names::{check_hostname, check_network_name, check_tags};
+pub(crate) use network::nests_deeper;
 pub use network::{
-    Invitation, MAX_ENDED, MAX_INVITATIONS, MAX_INVITATIONS_EACH, MAX_INVITATIONS_IN_ALL,
-    MAX_MEMBER_TAG, MAX_MEMBER_TAGS, MAX_MEMBERSHIPS, MAX_NETWORKS, MAX_RULE_CONFIG, MAX_RULES,
-    MAX_TOKENS, Member, Network, NetworkRecord, Token,
+    Invitation, MAX_CONFIG_DEPTH, MAX_ENDED, MAX_INVITATION_TIME, MAX_INVITATIONS,
+    MAX_INVITATIONS_EACH, MAX_INVITATIONS_FROM, MAX_INVITATIONS_IN_ALL, MAX_LEAVING,
+    MAX_MEMBER_TAG, MAX_MEMBER_TAGS, MAX_MEMBERSHIPS, MAX_NETWORKS, MAX_NETWORKS_OF_OWNER,
+    MAX_RULE_CONFIG, MAX_RULE_CONFIGS, MAX_RULES, MAX_TOKENS, Member, Network, NetworkRecord,
+    Token,
 };
 pub use nodes::{KeyEntry, Node, NodeRecord};
 pub use refusal::Refusal;
@@ -50,6 +56,10 @@ pub use snapshot::{Snapshot, SnapshotError};
 pub const MAX_KEYS: usize = 8_000_000;
 /// Most pairs of which at least one side has stated trust.
 pub const MAX_TRUST: usize = 8_000_000;
+/// Most statements of trust of one node that the other has not returned.
+pub const MAX_STATEMENTS_OF_NODE: usize = 4096;
+/// Most withdrawals of trust that are remembered of one node.
+pub const MAX_WITHDRAWALS_OF_NODE: usize = 4096;
 /// Most handshake requests waiting for one node (published limit).
 pub const MAX_REQUESTS: usize = 100;
 /// Most handshake answers waiting for one node; the oldest makes room.
@@ -79,8 +89,8 @@ pub struct State {
     owned: HashMap<NodeId, Arc<str>>,
     hostnames: hostnames::Hostnames,
     trust: trust::Trust,
-    /// What waits for a node; none of them is empty.
-    inboxes: BTreeMap<NodeId, rows::Inbox>,
+    /// What waits for a node.
+    inboxes: inboxes::Inboxes,
     networks: networks::Networks,
     census: Census,
     /// What was changed since it was last asked.
@@ -104,7 +114,7 @@ impl Default for State {
             owned: HashMap::new(),
             hostnames: hostnames::Hostnames::default(),
             trust: trust::Trust::default(),
-            inboxes: BTreeMap::new(),
+            inboxes: inboxes::Inboxes::default(),
             networks: networks::Networks::default(),
             census: Census::default(),
             changes: Vec::new(),
@@ -185,6 +195,18 @@ impl State {
         of_node.chain(of_owner).collect()
     }
 
+    /// Whether who made an invitation may still let somebody in: it is the
+    /// owner or a member of the network and has the key that signed; or it was
+    /// an administrator.
+    pub fn is_backed(&self, invitation: &Invitation) -> bool {
+        let Some((from, key)) = invitation.from else { return true };
+        let known = self.keys.get(&key).is_some_and(|e| e.node == from && !e.revoked);
+        known
+            && self.networks.get(invitation.network).is_some_and(|network| {
+                network.record.owner == Some(from) || network.members.contains_key(&from)
+            })
+    }
+
     /// Whether an invitation is for this node: by its number, or by its owner
     /// text if its key is proven.
     pub fn is_invited(&self, node: NodeId, to: &Invitee) -> bool {
@@ -208,7 +230,8 @@ impl State {
     }
 
     /// When the next membership, token or invitation ends: from then on
-    /// [`Op::Expire`] has something to do, once or more often.
+    /// [`Op::Expire`] has something to do, once or more often. 0, at once, while
+    /// members of a deleted network are left.
     pub fn next_end(&self) -> Option<u64> {
         self.networks.next_end()
     }
@@ -337,7 +360,7 @@ impl State {
 
     /// Whether anything waits for `node`.
     pub fn has_handshakes(&self, node: NodeId) -> bool {
-        self.inboxes.contains_key(&node)
+        self.inboxes.get(node).is_some()
     }
 
     /// Nodes not heard of since `before`, with what identifies the

@@ -108,18 +108,21 @@ impl Service {
         // What cannot be joined is refused before anybody waits.
         self.state().find_network(network)?;
         self.rules_ready().await;
-        let (id, combine, questions) = {
+        let (id, combine, questions, policy, renews) = {
             let state = self.state();
             let network = state.find_network(network)?;
-            let policy = &network.record.join;
+            let join = &network.record.join;
             let question = |rule| question(&state, network, by, rule, proofs, asker, now);
-            let questions = policy.rules.iter().map(question).collect::<Result<Vec<_>, _>>()?;
-            (network.record.id, policy.combine, questions)
+            let questions = join.rules.iter().map(question).collect::<Result<Vec<_>, _>>()?;
+            // What changes while rules are asked makes their answers void.
+            let renews = network.members.get(&by.node).map(|member| member.joined);
+            (network.record.id, join.combine, questions, network.policy(), renews)
         };
         let admission = self.judge(combine, questions, now).await.map_err(|denied| {
             let Denied { rule, reason } = denied;
             Refusal::NotAdmitted { network: id, rule, reason }
         })?;
+        let admission = Admission { policy, renews, ..admission };
         Ok(Op::JoinNetwork { by, network: id, admission })
     }
 
@@ -243,8 +246,8 @@ fn kept(state: &State, network: &Network, by: Signer, rule: &str, now: u64) -> V
             json!({ "tokens": tokens.collect::<Vec<_>>() })
         }
         INVITE => {
-            let here =
-                invitations_of(state, by.node, now).filter(|i| i.network == network.record.id);
+            let here = invitations_of(state, by.node, now)
+                .filter(|i| i.network == network.record.id && state.is_backed(i));
             let invitations = here.map(|invitation| {
                 json!({
                     "id": invitation.id,

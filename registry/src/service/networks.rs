@@ -27,8 +27,9 @@ use sha2::{Digest as _, Sha256};
 use super::joining::INVITE;
 use super::{Admitted, Asker, MAX_REQUEST_ID, Service, Then, cut, reply, verifies, views};
 use crate::state::{
-    Actor, Command, Invitation, MAX_MEMBER_TAGS, MAX_OWNER, MAX_RULE_CONFIG, MAX_RULES, Network,
-    Op, Origin, Refusal, Signer, State, check_network_name, check_tags,
+    Actor, Command, Invitation, MAX_CONFIG_DEPTH, MAX_MEMBER_TAGS, MAX_OWNER, MAX_RULE_CONFIG,
+    MAX_RULE_CONFIGS, MAX_RULES, Network, Op, Origin, Refusal, Signer, State, check_network_name,
+    check_tags, nests_deeper,
 };
 
 /// Most members on one page.
@@ -311,6 +312,7 @@ impl Service {
         }
         self.rules_ready().await;
         let known = self.join_rules();
+        let mut together = 0;
         for (i, rule) in policy.rules.iter().enumerate() {
             let key = format!("join.rules[{i}].rule");
             if policy.rules[..i].iter().any(|earlier| earlier.rule == rule.rule) {
@@ -321,12 +323,24 @@ impl Service {
                     format!("{:?}: no plugin provides it; {}", rule.rule, there_are(&known));
                 return Err(invalid(key, problem));
             }
+            if nests_deeper(&rule.config, MAX_CONFIG_DEPTH) {
+                let problem = format!("is nested deeper than {MAX_CONFIG_DEPTH} lists and objects");
+                return Err(invalid(format!("join.rules[{i}].config"), problem));
+            }
             let len = views::json_len(&rule.config);
+            together += len;
             if len > MAX_RULE_CONFIG {
                 let problem =
                     format!("has {len} bytes as JSON, expected at most {MAX_RULE_CONFIG}");
                 return Err(invalid(format!("join.rules[{i}].config"), problem));
             }
+        }
+        if together > MAX_RULE_CONFIGS {
+            let problem = format!(
+                "their config has {together} bytes as JSON together, expected at most \
+                 {MAX_RULE_CONFIGS}"
+            );
+            return Err(invalid("join.rules", problem));
         }
         Ok(())
     }

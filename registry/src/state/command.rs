@@ -75,6 +75,19 @@ pub struct Admission {
     /// Invitations used; each ends, and all must be good still.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invitations: Vec<u64>,
+    /// [`super::Network::policy`] of the network as it was judged; 0 when it is
+    /// not to be compared.
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub policy: u64,
+    /// Since when the node was a member as it was judged, which is renewed;
+    /// none when it was no member. Compared together with `policy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renews: Option<u64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_unknown(policy: &u64) -> bool {
+    *policy == 0
 }
 
 /// A refusal that the audit log is to hold. It changes nothing.
@@ -169,7 +182,9 @@ pub enum Op {
         join: Option<JoinPolicy>,
         broadcast: Option<BroadcastRight>,
     },
-    /// A network ends, and all memberships with it.
+    /// A network ends, and all memberships with it. Nobody sees it any more;
+    /// if it has more than [`super::MAX_LEAVING`] members, those beyond are told
+    /// with the next [`Op::Expire`].
     DeleteNetwork { by: Actor, network: u16 },
     /// A node joins, or renews its membership.
     JoinNetwork { by: Signer, network: u16, admission: Admission },
@@ -178,7 +193,8 @@ pub enum Op {
     /// A node leaves (`by` is the node), or is removed (`by` is another).
     LeaveNetwork { by: Actor, node: NodeId, network: u16 },
     /// Memberships, tokens and invitations whose time has come at `at` end, at
-    /// most [`super::MAX_ENDED`] of them.
+    /// most [`super::MAX_ENDED`] of them; and members of deleted networks leave,
+    /// at most [`super::MAX_LEAVING`].
     Expire {},
     /// A join token is made. Only salt and hash are kept.
     CreateToken {

@@ -109,11 +109,11 @@ impl Loading {
                 self.answers(node, answers)
             }
             RowKey::Network(id) => {
-                let NetworkRow { record, tokens } = value(&row)?;
+                let NetworkRow { record, policy, ending, tokens } = value(&row)?;
                 if record.id != id {
                     return Err(unreadable(&row, "it holds another network"));
                 }
-                self.network(record)?;
+                self.network(record, policy, ending)?;
                 for token in tokens {
                     if self.state.networks.put_token(id, token).is_some() {
                         return Err(unreadable(&row, "two join tokens have one name"));
@@ -217,12 +217,10 @@ impl Loading {
         node: NodeId,
         requests: Vec<HandshakeRequest>,
     ) -> Result<(), StateError> {
-        let inbox = self.state.inboxes.entry(node).or_default();
-        ensure(inbox.requests.is_empty() && requests.len() <= MAX_REQUESTS, || {
+        let fit = requests.len() <= MAX_REQUESTS;
+        ensure(self.state.inboxes.load_requests(node, requests) && fit, || {
             format!("more than {MAX_REQUESTS} handshake requests wait for node {node}")
-        })?;
-        inbox.requests = requests;
-        Ok(())
+        })
     }
 
     pub(super) fn answers(
@@ -230,20 +228,24 @@ impl Loading {
         node: NodeId,
         answers: VecDeque<HandshakeAnswer>,
     ) -> Result<(), StateError> {
-        let inbox = self.state.inboxes.entry(node).or_default();
-        ensure(inbox.answers.is_empty() && answers.len() <= MAX_ANSWERS, || {
+        let fit = answers.len() <= MAX_ANSWERS;
+        ensure(self.state.inboxes.load_answers(node, answers) && fit, || {
             format!("more than {MAX_ANSWERS} handshake answers wait for node {node}")
-        })?;
-        inbox.answers = answers;
-        Ok(())
+        })
     }
 
-    pub(super) fn network(&mut self, record: NetworkRecord) -> Result<(), StateError> {
+    pub(super) fn network(
+        &mut self,
+        record: NetworkRecord,
+        policy: u64,
+        ending: bool,
+    ) -> Result<(), StateError> {
         let (id, name) = (record.id, record.name.clone());
         ensure(id != 0, || "the backbone stands among the networks".to_owned())?;
-        ensure(self.state.networks.begin(record), || {
-            format!("the number {id} or the name {name:?} belongs to two networks")
-        })
+        let networks = &mut self.state.networks;
+        let free =
+            if ending { networks.load_ending(record) } else { networks.begin(record, policy) };
+        ensure(free, || format!("the number {id} or the name {name:?} belongs to two networks"))
     }
 
     pub(super) fn member(&mut self, network: u16, member: Member) {
@@ -290,8 +292,8 @@ impl Loading {
             })?;
         }
         state.trust.nodes().try_for_each(|id| assigned(id, "trust is stated by or in"))?;
-        state.inboxes.keys().try_for_each(|id| assigned(*id, "handshakes wait for"))?;
-        for network in state.networks.iter() {
+        state.inboxes.nodes().try_for_each(|id| assigned(id, "handshakes wait for"))?;
+        for network in state.networks.stored() {
             let id = network.record.id;
             if let Some(owner) = network.record.owner {
                 assigned(owner, &format!("network {id} belongs to"))?;
@@ -318,7 +320,7 @@ impl Loading {
     fn place_members(&mut self) -> Result<(), StateError> {
         for (network, member) in std::mem::take(&mut self.members) {
             let node = member.node;
-            ensure(self.state.networks.get(network).is_some(), || {
+            ensure(self.state.networks.is_used(network), || {
                 format!("node {node} is in network {network}, which there is not")
             })?;
             let former = self.state.networks.put_member(network, member);

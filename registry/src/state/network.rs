@@ -3,8 +3,11 @@
 //! Bounds: [`MAX_NETWORKS`] at a time (numbers are 16 bits; the number of a
 //! deleted one is used again only after all others were), [`MAX_TOKENS`] and
 //! [`MAX_INVITATIONS`] per network, [`MAX_INVITATIONS_EACH`] for one invitee and
-//! [`MAX_INVITATIONS_IN_ALL`], [`MAX_MEMBERSHIPS`] per node; at the bound the
-//! request is refused.
+//! [`MAX_INVITATIONS_IN_ALL`], [`MAX_INVITATIONS_FROM`] by one inviting node and
+//! one per network and invitee, [`MAX_MEMBERSHIPS`] and
+//! [`MAX_NETWORKS_OF_OWNER`] per node; at the bound the request is refused, but a
+//! newer invitation takes the place of the older, and the one of an owner or
+//! administrator that of a mere member.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +17,7 @@ use pilot_wire::registry::network::{
 use pilot_wire::registry::{PublicKey, Signature};
 use pilot_wire::{Address, NodeId};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Most networks at a time, beside the backbone.
 pub const MAX_NETWORKS: usize = 4096;
@@ -38,6 +42,21 @@ pub const MAX_ENDED: usize = 16_384;
 pub const MAX_RULES: usize = 8;
 /// Longest configuration of one rule as JSON, in bytes.
 pub const MAX_RULE_CONFIG: usize = 16 * 1024;
+/// Longest configurations of all rules of a network together, in bytes.
+pub const MAX_RULE_CONFIGS: usize = 32 * 1024;
+/// Deepest nesting of the configuration of a rule. The log is JSON, which is
+/// read back to a depth of 128 with all that is around the configuration; what
+/// is nested deeper could be written and never be read again.
+pub const MAX_CONFIG_DEPTH: usize = 32;
+/// Most networks at a time that one node owns.
+pub const MAX_NETWORKS_OF_OWNER: usize = 16;
+/// Most invitations that wait and were made by one node.
+pub const MAX_INVITATIONS_FROM: usize = 64;
+/// Longest time that an invitation waits, in seconds.
+pub const MAX_INVITATION_TIME: u64 = 366 * 86_400;
+/// Members of a deleted network that leave at once; the others leave with the
+/// next [`super::Op::Expire`].
+pub const MAX_LEAVING: usize = 4096;
 
 /// One network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +151,18 @@ pub struct Network {
     pub members: BTreeMap<NodeId, Member>,
     /// By name.
     pub tokens: BTreeMap<String, Token>,
+    /// Number of the command that last set who may join; 0 when not known.
+    pub(super) policy: u64,
+}
+
+/// Whether a value is nested deeper than `depth` lists and objects.
+pub(crate) fn nests_deeper(value: &Value, depth: usize) -> bool {
+    let inner = |inner: &Value| depth == 0 || nests_deeper(inner, depth - 1);
+    match value {
+        Value::Array(list) => depth == 0 || list.iter().any(inner),
+        Value::Object(map) => depth == 0 || map.values().any(inner),
+        _ => false,
+    }
 }
 
 impl Token {
@@ -166,6 +197,18 @@ impl Invitation {
 }
 
 impl Network {
+    /// Without members and tokens; `policy` is the command that made it.
+    pub(super) fn new(record: NetworkRecord, policy: u64) -> Self {
+        let (members, tokens) = Default::default();
+        Self { record, members, tokens, policy }
+    }
+
+    /// The number of the command that last set who may join: what was judged by
+    /// another policy lets nobody in.
+    pub const fn policy(&self) -> u64 {
+        self.policy
+    }
+
     /// As `node` sees it; with the configuration of the rules if `whole`.
     pub fn view(&self, node: Option<NodeId>, whole: bool) -> NetworkView {
         let record = &self.record;

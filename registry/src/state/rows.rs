@@ -211,6 +211,10 @@ impl Inbox {
 #[derive(Serialize)]
 struct NetworkRowRef<'a> {
     record: &'a NetworkRecord,
+    #[serde(skip_serializing_if = "is_zero")]
+    policy: u64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ending: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tokens: Vec<&'a Token>,
 }
@@ -219,6 +223,10 @@ struct NetworkRowRef<'a> {
 #[derive(Debug, Deserialize)]
 pub(super) struct NetworkRow {
     pub(super) record: NetworkRecord,
+    #[serde(default)]
+    pub(super) policy: u64,
+    #[serde(default)]
+    pub(super) ending: bool,
     #[serde(default)]
     pub(super) tokens: Vec<Token>,
 }
@@ -281,9 +289,9 @@ impl State {
             .chain(self.keys.keys().map(|key| RowKey::Key(*key)))
             .chain(self.owners.keys().map(|owner| RowKey::Owner((**owner).into())))
             .chain(self.trust.nodes().filter(says).map(RowKey::Trust))
-            .chain(self.inboxes.keys().map(|node| RowKey::Handshakes(*node)))
-            .chain(self.networks.iter().map(|n| RowKey::Network(n.record.id)))
-            .chain(self.networks.iter().flat_map(members))
+            .chain(self.inboxes.nodes().map(RowKey::Handshakes))
+            .chain(self.networks.stored().map(|n| RowKey::Network(n.record.id)))
+            .chain(self.networks.stored().flat_map(members))
             .chain(self.networks.invitations().keys().map(|id| RowKey::Invitation(*id)))
     }
 
@@ -299,15 +307,15 @@ impl State {
             })),
             RowKey::Owner(text) => json(self.owners.get(&**text).map(|n| OwnerRow { node: *n })),
             RowKey::Trust(id) => json(self.trust_row(*id)),
-            RowKey::Handshakes(id) => json(self.inboxes.get(id)),
-            RowKey::Network(id) => {
-                json(self.networks.get(*id).map(|n| NetworkRowRef {
-                    record: &n.record,
-                    tokens: n.tokens.values().collect(),
-                }))
-            }
+            RowKey::Handshakes(id) => json(self.inboxes.get(*id)),
+            RowKey::Network(id) => json(self.networks.find(*id).map(|n| NetworkRowRef {
+                record: &n.record,
+                policy: n.policy,
+                ending: self.networks.get(*id).is_none(),
+                tokens: n.tokens.values().collect(),
+            })),
             RowKey::Member(network, node) => {
-                json(self.networks.get(*network).and_then(|n| n.members.get(node)))
+                json(self.networks.find(*network).and_then(|n| n.members.get(node)))
             }
             RowKey::Invitation(id) => json(self.networks.invitation(*id)),
         };
@@ -352,6 +360,11 @@ impl State {
         }
         (!row.stated.is_empty() || !row.withdrawn.is_empty()).then_some(row)
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Numbers, texts, lists and objects with text keys always make JSON.

@@ -174,6 +174,7 @@ fn handshakes_wait_within_bounds_and_are_taken_once() {
         assert_eq!(asked.is_ok(), usize::from(n) < 2 + MAX_REQUESTS, "{n}");
         let again = state.apply(&command(ask)).unwrap_err();
         assert!(matches!(again, Refusal::AlreadyAsked(_) | Refusal::InboxFull(_)));
+        report(&mut state, 1, n.into());
         let answer = Op::RespondHandshake { by, peer: NodeId(1), accept: false };
         state.apply(&command(answer)).unwrap();
     }
@@ -315,7 +316,8 @@ impl Statements {
         self.stated.contains(&(a, b)) && self.stated.contains(&(b, a))
     }
 
-    fn note(&mut self, op: &Op) {
+    /// `asked` says whether a request of the answered node waited.
+    fn note(&mut self, op: &Op, asked: bool) {
         match *op {
             Op::RequestHandshake { by, to, .. } if self.withdrawn.contains(&(by.node, to)) => {}
             Op::RequestHandshake { by, to, .. } => drop(self.stated.insert((by.node, to))),
@@ -324,6 +326,10 @@ impl Statements {
                 self.withdrawn.remove(&(by.node, peer));
             }
             Op::RespondHandshake { by, peer, .. } if self.both(by.node, peer) => {}
+            Op::RespondHandshake { by, peer, .. }
+                if !asked
+                    && !self.stated.contains(&(by.node, peer))
+                    && !self.stated.contains(&(peer, by.node)) => {}
             Op::RespondHandshake { by, peer, .. } | Op::RevokeTrust { by, peer } => {
                 self.stated.remove(&(by.node, peer));
                 self.stated.remove(&(peer, by.node));
@@ -344,8 +350,12 @@ proptest! {
         for (i, op) in ops.iter().enumerate() {
             let command = Command::own(i as u64, op.clone());
             let before = records(&state);
+            let asked = match op {
+                Op::RespondHandshake { by, peer, .. } => state.inboxes.asks(*peer, by.node),
+                _ => false,
+            };
             match state.apply(&command) {
-                Ok(_) => statements.note(op),
+                Ok(_) => statements.note(op, asked),
                 Err(_) => prop_assert_eq!(before, records(&state)),
             }
             // The log holds JSON: what is replayed went through it.

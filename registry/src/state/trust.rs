@@ -1,7 +1,7 @@
 //! Who states trust in whom, and who has withdrawn it. Each pair stands twice,
 //! once under either node, so that all that concerns a node lies together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use pilot_wire::NodeId;
 
@@ -70,6 +70,24 @@ pub(super) struct Trust {
     pub(super) statements: usize,
     /// Sides that have withdrawn it.
     pub(super) withdrawals: usize,
+    /// How often a node says what is bounded; none of them is empty.
+    said: HashMap<NodeId, Said>,
+}
+
+/// What one node says, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Said {
+    /// Statements that the other has not returned.
+    alone: usize,
+    withdrawals: usize,
+}
+
+impl Said {
+    /// What one side says, seen from it.
+    const fn of(sides: Sides) -> Self {
+        let alone = sides.has(Sides::STATES) && !sides.has(Sides::STATED);
+        Self { alone: alone as usize, withdrawals: sides.has(Sides::WITHDREW) as usize }
+    }
 }
 
 impl Trust {
@@ -89,6 +107,8 @@ impl Trust {
             self.sides.insert((by, peer), sides)
         };
         let former = former.unwrap_or_default();
+        self.count(by, former, sides);
+        self.count(peer, former.mirrored(), sides.mirrored());
         let change = |count: &mut usize, of: fn(Sides) -> usize| {
             *count = *count + of(sides) - of(former);
         };
@@ -97,6 +117,29 @@ impl Trust {
         change(&mut self.statements, Sides::statements);
         change(&mut self.withdrawals, Sides::withdrawals);
         former
+    }
+
+    fn count(&mut self, node: NodeId, former: Sides, sides: Sides) {
+        let (former, now) = (Said::of(former), Said::of(sides));
+        if former == now {
+            return;
+        }
+        let said = self.said.entry(node).or_default();
+        said.alone = said.alone + now.alone - former.alone;
+        said.withdrawals = said.withdrawals + now.withdrawals - former.withdrawals;
+        if *said == Said::default() {
+            self.said.remove(&node);
+        }
+    }
+
+    /// Statements of a node that the other has not returned.
+    pub(super) fn alone_of(&self, node: NodeId) -> usize {
+        self.said.get(&node).map_or(0, |said| said.alone)
+    }
+
+    /// Withdrawals of a node.
+    pub(super) fn withdrawals_of(&self, node: NodeId) -> usize {
+        self.said.get(&node).map_or(0, |said| said.withdrawals)
     }
 
     /// Everybody with whom `node` has to do, in order, seen from `node`.

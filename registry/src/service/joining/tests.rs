@@ -121,6 +121,7 @@ async fn all_adds_up_what_every_rule_grants() {
             external_identity: Some("ann@example.org".to_owned()),
             tokens: vec!["t1".to_owned()],
             invitations: vec![7],
+            ..Admission::default()
         }
     );
     let denied = judge(&service, Combine::All, &["token", "no", "ca"]).await.unwrap_err();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::networks::following;
+use super::networks::{check_policy, following};
 use super::{Outcome, invalid, nothing};
 use crate::state::{
     Imported, KeyEntry, Loading, MAX_KEYS, MAX_MEMBERSHIPS, MAX_NETWORKS, MAX_OWNER, MAX_TRUST,
@@ -67,7 +67,7 @@ impl State {
         let last = imported.networks.iter().map(|(record, _)| record.id).max();
         loading.next_network(last.map_or(self.next_network, following));
         for (record, members) in &imported.networks {
-            loading.network(record.clone())?;
+            loading.network(record.clone(), self.applied, false)?;
             members.iter().for_each(|member| loading.member(record.id, member.clone()));
         }
         loading.check()
@@ -97,5 +97,8 @@ fn check(imported: &Imported) -> Result<(), Refusal> {
             return Err(Refusal::OwnerTooLong);
         }
     }
-    networks.iter().try_for_each(|(record, _)| check_network_name(&record.name))
+    networks.iter().try_for_each(|(record, _)| {
+        check_network_name(&record.name)?;
+        check_policy(&record.join)
+    })
 }

@@ -8,8 +8,8 @@ use pilot_wire::registry::network::Invitee;
 use super::{Outcome, check_member_tags, done, invalid};
 use crate::state::rows::RowKey;
 use crate::state::{
-    Actor, Change, Invitation, MAX_INVITATIONS, MAX_INVITATIONS_EACH, MAX_INVITATIONS_IN_ALL,
-    MAX_OWNER, Refusal, State,
+    Actor, Change, Invitation, MAX_INVITATION_TIME, MAX_INVITATIONS, MAX_INVITATIONS_EACH,
+    MAX_INVITATIONS_FROM, MAX_INVITATIONS_IN_ALL, MAX_OWNER, Refusal, State,
 };
 
 /// The rule that lets members invite.
@@ -22,7 +22,12 @@ impl State {
         let inviting = self.actor(by)?;
         self.may_invite(inviting, network, &invitation.tags)?;
         match &invitation.to {
-            Invitee::Node(node) => self.assigned(*node)?,
+            Invitee::Node(node) => {
+                self.assigned(*node)?;
+                if self.network(network)?.members.contains_key(node) {
+                    return Err(Refusal::AlreadyMember { network, node: *node });
+                }
+            }
             Invitee::Owner(owner) if owner.is_empty() => {
                 return Err(invalid("to.owner", "is empty"));
             }
@@ -32,16 +37,12 @@ impl State {
         if invitation.expires <= at {
             return Err(invalid("expires", "is over already; give a later time"));
         }
+        if invitation.expires - at > MAX_INVITATION_TIME {
+            return Err(invalid("expires", "is more than 366 days ahead; give an earlier time"));
+        }
         check_member_tags(&invitation.tags)?;
-        if self.networks.invitations().len() >= MAX_INVITATIONS_IN_ALL {
-            return Err(Refusal::Full("invitations"));
-        }
-        if self.networks.count_invited_to(network, MAX_INVITATIONS) >= MAX_INVITATIONS {
-            return Err(Refusal::Full("invitations to one network"));
-        }
-        if self.networks.count_invited(&invitation.to) >= MAX_INVITATIONS_EACH {
-            return Err(Refusal::Full("invitations for one invitee"));
-        }
+        let replaced = self.room_for_invitation(&invitation)?;
+        replaced.into_iter().for_each(|id| self.forget_invitation(id));
         let id = invitation.id;
         let view = invitation.view(&self.network(network)?.record.name);
         self.next_invitation += 1;
@@ -70,6 +71,47 @@ impl State {
             return Err(Refusal::NotMember { network: id, node });
         }
         Ok(())
+    }
+
+    /// The invitations whose place this one takes, if there is room for it: an
+    /// earlier one of the same invitee to the same network; and for the owner
+    /// or an administrator, when the invitee has no room, the oldest that a mere
+    /// member made.
+    fn room_for_invitation(&self, invitation: &Invitation) -> Result<Vec<u64>, Refusal> {
+        let (network, to) = (invitation.network, &invitation.to);
+        let earlier = self.networks.invited(to).find(|earlier| earlier.network == network);
+        if earlier.is_some_and(|e| !self.is_of_member(e)) && self.is_of_member(invitation) {
+            // Else a member could take away what only the owner gives.
+            let problem = "has an invitation by the network's owner or an administrator already";
+            return Err(invalid("to", problem));
+        }
+        let mut replaced: Vec<_> = earlier.map(|earlier| earlier.id).into_iter().collect();
+        if let Some((from, _)) = invitation.from {
+            let again = earlier.is_some_and(|e| e.from.is_some_and(|(node, _)| node == from));
+            if self.networks.invited_by(from).count() >= MAX_INVITATIONS_FROM + usize::from(again) {
+                return Err(Refusal::Full("invitations by one node"));
+            }
+        }
+        if earlier.is_some() {
+            return Ok(replaced);
+        }
+        if self.networks.count_invited(to) >= MAX_INVITATIONS_EACH {
+            let oldest = self.networks.invited(to).find(|i| self.is_of_member(i));
+            let oldest = oldest.filter(|_| !self.is_of_member(invitation));
+            replaced.push(oldest.ok_or(Refusal::Full("invitations for one invitee"))?.id);
+        } else if self.networks.invitations().len() >= MAX_INVITATIONS_IN_ALL {
+            return Err(Refusal::Full("invitations"));
+        }
+        if self.networks.count_invited_to(network, MAX_INVITATIONS) >= MAX_INVITATIONS {
+            return Err(Refusal::Full("invitations to one network"));
+        }
+        Ok(replaced)
+    }
+
+    /// Whether neither the owner of its network nor an administrator made it.
+    fn is_of_member(&self, invitation: &Invitation) -> bool {
+        let owner = self.networks.get(invitation.network).and_then(|n| n.record.owner);
+        invitation.from.is_some_and(|(from, _)| owner != Some(from))
     }
 
     /// Who has nothing to do with an invitation is not told that there is one.

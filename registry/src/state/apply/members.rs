@@ -3,18 +3,21 @@
 use std::collections::BTreeSet;
 
 use pilot_wire::NodeId;
+use pilot_wire::registry::network::Invitee;
 use pilot_wire::registry::{Acknowledged, NetworkJoined};
 
 use super::{Outcome, check_member_tags, done, is_over, nothing};
 use crate::state::networks::Ending;
 use crate::state::rows::RowKey;
 use crate::state::{
-    Actor, Admission, Change, LeaveReason, MAX_ENDED, MAX_MEMBERSHIPS, Member, Refusal, Signer,
-    State,
+    Actor, Admission, Change, LeaveReason, MAX_ENDED, MAX_LEAVING, MAX_MEMBERSHIPS, Member,
+    Refusal, Signer, State,
 };
 
 /// Rule of a member that an administrator or the owner has put in.
 const ADDED: &str = "admin";
+/// Why what was judged before is not applied.
+const CHANGED: &str = "the network's rules changed while they were asked; try again";
 
 impl State {
     pub(super) fn join_network(
@@ -27,6 +30,12 @@ impl State {
         self.signed(by)?;
         let node = by.node;
         let network = self.network(id)?;
+        let since = network.members.get(&node).map(|member| member.joined);
+        let judged = (admission.policy, admission.renews);
+        if admission.policy != 0 && judged != (network.policy(), since) {
+            let reason = CHANGED.to_owned();
+            return Err(Refusal::NotAdmitted { network: id, rule: admission.rule.clone(), reason });
+        }
         let is_good = |token: &String| {
             let token = network.tokens.get(token);
             token.is_some_and(|t| t.uses_left != Some(0) && !is_over(t.expires, at))
@@ -35,8 +44,12 @@ impl State {
             return Err(Refusal::TokenGone);
         }
         let is_waiting = |invitation: &u64| {
-            self.invitation(*invitation)
-                .is_some_and(|i| i.network == id && i.expires > at && self.is_invited(node, &i.to))
+            self.invitation(*invitation).is_some_and(|i| {
+                i.network == id
+                    && i.expires > at
+                    && self.is_invited(node, &i.to)
+                    && self.is_backed(i)
+            })
         };
         if !admission.invitations.iter().all(is_waiting) {
             return Err(Refusal::InvitationGone);
@@ -46,7 +59,6 @@ impl State {
             return Err(Refusal::NotAdmitted { network: id, rule: admission.rule.clone(), reason });
         }
         check_member_tags(&admission.tags)?;
-        let since = network.members.get(&node).map(|member| member.joined);
         if since.is_none() {
             self.room_for_membership(node)?;
         }
@@ -122,17 +134,29 @@ impl State {
         Ok(done(id))
     }
 
-    /// Takes a member out of a network.
+    /// Takes a member out of a network, and with it the invitations by which it
+    /// could let itself in again: those for it, and those that it made and
+    /// others hold.
     pub(super) fn leave(&mut self, network: u16, node: NodeId, reason: LeaveReason) {
-        let Some(of) = self.networks.get(network) else { return };
+        let Some(of) = self.networks.find(network) else { return };
         let name = of.record.name.clone();
+        let owns = of.record.owner == Some(node);
+        let reason =
+            if self.networks.get(network).is_some() { reason } else { LeaveReason::Deleted };
         if self.networks.remove_member(network, node).is_some() {
+            let to = Invitee::Node(node);
+            let made = self.networks.invited_by(node).filter(|_| !owns);
+            let ended = self.networks.invited(&to).chain(made).filter(|i| i.network == network);
+            for id in ended.map(|i| i.id).collect::<Vec<_>>() {
+                self.forget_invitation(id);
+            }
             self.dirty.mark(|| RowKey::Member(network, node));
             self.changed(Change::Left { network, name, node, reason });
         }
     }
 
     pub(super) fn expire(&mut self, at: u64) -> Acknowledged {
+        self.empty_ended(MAX_LEAVING);
         for ending in self.networks.ended(at, MAX_ENDED) {
             match ending {
                 Ending::Member(network, node) => self.leave(network, node, LeaveReason::Expired),

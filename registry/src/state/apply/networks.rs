@@ -7,8 +7,9 @@ use pilot_wire::registry::network::{BroadcastRight, JoinPolicy};
 use super::{Outcome, done, invalid};
 use crate::state::rows::RowKey;
 use crate::state::{
-    Actor, Change, LeaveReason, MAX_MEMBER_TAG, MAX_NETWORKS, MAX_RULE_CONFIG, MAX_RULES,
-    NetworkRecord, Refusal, State, check_network_name,
+    Actor, Change, LeaveReason, MAX_CONFIG_DEPTH, MAX_LEAVING, MAX_MEMBER_TAG, MAX_NETWORKS,
+    MAX_NETWORKS_OF_OWNER, MAX_RULE_CONFIG, MAX_RULE_CONFIGS, MAX_RULES, NetworkRecord, Refusal,
+    State, check_network_name, nests_deeper,
 };
 
 impl State {
@@ -27,16 +28,23 @@ impl State {
         if self.networks.named(name).is_some() {
             return Err(Refusal::NetworkExists(name.to_owned()));
         }
+        if let Some(owner) = owner {
+            let owned = self.networks.iter().filter(|n| n.record.owner == Some(owner));
+            if owned.count() >= MAX_NETWORKS_OF_OWNER {
+                return Err(Refusal::Full("networks of one owner"));
+            }
+        }
         let id = self.free_number()?;
         self.next_network = following(id);
-        self.networks.begin(NetworkRecord {
+        let record = NetworkRecord {
             id,
             name: name.to_owned(),
             join: join.clone(),
             broadcast: broadcast.clone(),
             owner,
             created: at,
-        });
+        };
+        self.networks.begin(record, self.applied);
         self.dirty.mark(|| RowKey::Network(id));
         self.network_made(id, owner)
     }
@@ -49,7 +57,7 @@ impl State {
             return Err(Refusal::Full("networks"));
         }
         let mut id = self.next_network.max(1);
-        while self.networks.get(id).is_some() {
+        while self.networks.is_used(id) {
             id = following(id);
         }
         Ok(id)
@@ -65,8 +73,8 @@ impl State {
         self.managed(by, id)?;
         join.map_or(Ok(()), check_policy)?;
         broadcast.map_or(Ok(()), check_broadcast)?;
-        if let (Some(join), Some(record)) = (join, self.networks.record_mut(id)) {
-            record.join = join.clone();
+        if let Some(join) = join {
+            self.networks.set_policy(id, join.clone(), self.applied);
         }
         if let Some(broadcast) = broadcast {
             self.set_broadcast(id, broadcast)?;
@@ -106,12 +114,8 @@ impl State {
     pub(super) fn delete_network(&mut self, by: &Actor, id: u16) -> Outcome {
         self.managed(by, id)?;
         let network = self.network(id)?;
-        let members: Vec<_> = network.members.keys().copied().collect();
         let tokens: Vec<_> = network.tokens.keys().cloned().collect();
         let invitations: Vec<_> = self.networks.invited_to(id).map(|i| i.id).collect();
-        for node in members {
-            self.leave(id, node, LeaveReason::Deleted);
-        }
         for token in tokens {
             self.networks.remove_token(id, &token);
         }
@@ -120,7 +124,27 @@ impl State {
         }
         self.networks.end(id);
         self.dirty.mark(|| RowKey::Network(id));
+        self.empty_ended(MAX_LEAVING);
         Ok(done(id))
+    }
+
+    /// Takes members out of networks that are ending, at most `count`: one
+    /// without members is gone, and its number is free. With millions of
+    /// members, all at once would hold up everybody.
+    pub(super) fn empty_ended(&mut self, count: usize) {
+        let mut left = count;
+        while let Some(network) = self.networks.first_ending() {
+            let id = network.record.id;
+            let members: Vec<_> = network.members.keys().take(left).copied().collect();
+            left -= members.len();
+            for node in members {
+                self.leave(id, node, LeaveReason::Deleted);
+            }
+            if !self.networks.forget_ended(id) {
+                return;
+            }
+            self.dirty.mark(|| RowKey::Network(id));
+        }
     }
 }
 
@@ -132,15 +156,26 @@ pub(super) const fn following(id: u16) -> u16 {
     }
 }
 
-fn check_policy(policy: &JoinPolicy) -> Result<(), Refusal> {
+pub(super) fn check_policy(policy: &JoinPolicy) -> Result<(), Refusal> {
     if policy.rules.len() > MAX_RULES {
         return Err(invalid("join.rules", format!("there are more than {MAX_RULES}")));
     }
+    let mut together = 0;
     for (i, rule) in policy.rules.iter().enumerate() {
-        if rule.config.to_string().len() > MAX_RULE_CONFIG {
+        if nests_deeper(&rule.config, MAX_CONFIG_DEPTH) {
+            let problem = format!("is nested deeper than {MAX_CONFIG_DEPTH} lists and objects");
+            return Err(invalid(&format!("join.rules[{i}].config"), problem));
+        }
+        let len = rule.config.to_string().len();
+        together += len;
+        if len > MAX_RULE_CONFIG {
             let problem = format!("is longer than {MAX_RULE_CONFIG} bytes as JSON");
             return Err(invalid(&format!("join.rules[{i}].config"), problem));
         }
+    }
+    if together > MAX_RULE_CONFIGS {
+        let problem = format!("their config is longer than {MAX_RULE_CONFIGS} bytes together");
+        return Err(invalid("join.rules", problem));
     }
     Ok(())
 }

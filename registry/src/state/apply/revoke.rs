@@ -8,7 +8,9 @@ use pilot_wire::registry::network::Invitee;
 use super::Outcome;
 use crate::state::rows::RowKey;
 use crate::state::trust::Sides;
-use crate::state::{Actor, Change, LeaveReason, MAX_TRUST, Refusal, State};
+use crate::state::{
+    Actor, Change, LeaveReason, MAX_TRUST, MAX_WITHDRAWALS_OF_NODE, Refusal, State,
+};
 
 impl State {
     pub(super) fn revoke_node(&mut self, by: &Actor, node: NodeId) -> Outcome {
@@ -48,31 +50,25 @@ impl State {
             let ended = sides.without(Sides::MUTUAL);
             let both = ended.with(Sides::WITHDREW).with(Sides::WITHDRAWN);
             let room = self.trust.withdrawals + 2 <= MAX_TRUST;
+            let room_of_peer = self.trust.withdrawals_of(peer) < MAX_WITHDRAWALS_OF_NODE;
+            let both = if room_of_peer { both } else { ended.with(Sides::WITHDREW) };
             self.set_trust(node, peer, if room { both } else { ended });
         }
     }
 
     /// What waits for the node, and what waits from it.
     fn drop_handshakes_of(&mut self, node: NodeId) {
-        let dirty = &mut self.dirty;
-        self.inboxes.retain(|target, inbox| {
-            let waiting = inbox.requests.len() + inbox.answers.len();
-            inbox.requests.retain(|request| request.from_node_id != node);
-            inbox.answers.retain(|answer| answer.from_node_id != node);
-            let stays = *target != node && !inbox.is_empty();
-            if !stays || inbox.requests.len() + inbox.answers.len() != waiting {
-                dirty.mark(|| RowKey::Handshakes(*target));
-            }
-            stays
-        });
+        self.inboxes.take(node);
+        self.dirty.mark(|| RowKey::Handshakes(node));
+        for target in self.inboxes.drop_from(node) {
+            self.dirty.mark(|| RowKey::Handshakes(target));
+        }
     }
 
     /// Those for the node, and those that it signed.
     fn end_invitations_of(&mut self, node: NodeId) {
-        let all = self.networks.invitations().values();
-        let concerned = all.filter(|i| {
-            i.to == Invitee::Node(node) || i.from.is_some_and(|(from, _)| from == node)
-        });
+        let to = Invitee::Node(node);
+        let concerned = self.networks.invited(&to).chain(self.networks.invited_by(node));
         for id in concerned.map(|i| i.id).collect::<Vec<_>>() {
             self.forget_invitation(id);
         }

@@ -9,7 +9,10 @@ use pilot_wire::registry::{
 use super::Outcome;
 use crate::state::rows::RowKey;
 use crate::state::trust::Sides;
-use crate::state::{Change, MAX_ANSWERS, MAX_REQUESTS, MAX_TRUST, Refusal, Signer, State};
+use crate::state::{
+    Change, MAX_ANSWERS, MAX_REQUESTS, MAX_STATEMENTS_OF_NODE, MAX_TRUST, MAX_WITHDRAWALS_OF_NODE,
+    Refusal, Signer, State,
+};
 
 impl State {
     pub(super) fn report_trust(&mut self, by: Signer, peer: NodeId) -> Outcome {
@@ -24,7 +27,7 @@ impl State {
         if !self.trust.get(by.node, peer).any(Sides::MUTUAL) {
             return Err(Refusal::NoTrust(peer));
         }
-        self.withdraw(by.node, peer);
+        self.withdraw(by.node, peer)?;
         Ok(TrustRevoked {}.into())
     }
 
@@ -37,15 +40,27 @@ impl State {
         if self.trust.pairs >= MAX_TRUST && !sides.any(Sides::MUTUAL) {
             return Err(Refusal::Full("trust pairs"));
         }
+        let alone = !sides.any(Sides::MUTUAL);
+        if alone && self.trust.alone_of(by) >= MAX_STATEMENTS_OF_NODE {
+            return Err(Refusal::Full("trust statements of one node"));
+        }
         self.set_trust(by, peer, sides.with(Sides::STATES).without(Sides::WITHDREW));
         Ok(())
     }
 
     /// Neither trusts the other any more, and `by` has ended it.
-    fn withdraw(&mut self, by: NodeId, peer: NodeId) {
-        let sides = self.trust.get(by, peer).without(Sides::MUTUAL);
-        let room = self.trust.withdrawals < MAX_TRUST;
-        self.set_trust(by, peer, if room { sides.with(Sides::WITHDREW) } else { sides });
+    fn withdraw(&mut self, by: NodeId, peer: NodeId) -> Result<(), Refusal> {
+        let sides = self.trust.get(by, peer);
+        if !sides.has(Sides::WITHDREW) {
+            if self.trust.withdrawals >= MAX_TRUST {
+                return Err(Refusal::Full("withdrawals of trust"));
+            }
+            if self.trust.withdrawals_of(by) >= MAX_WITHDRAWALS_OF_NODE {
+                return Err(Refusal::Full("withdrawals of trust of one node"));
+            }
+        }
+        self.set_trust(by, peer, sides.without(Sides::MUTUAL).with(Sides::WITHDREW));
+        Ok(())
     }
 
     /// Sets what two different nodes say of each other, seen from `by`.
@@ -69,21 +84,21 @@ impl State {
     ) -> Outcome {
         self.signed(by)?;
         self.node(to)?;
-        let waiting = self.inboxes.get(&to).map_or(&[][..], |inbox| &inbox.requests);
-        if waiting.iter().any(|r| r.from_node_id == by.node) {
+        if self.inboxes.asks(by.node, to) {
             return Err(Refusal::AlreadyAsked(to));
         }
-        if waiting.len() >= MAX_REQUESTS {
+        if self.inboxes.get(to).is_some_and(|inbox| inbox.requests.len() >= MAX_REQUESTS) {
             return Err(Refusal::InboxFull(to));
         }
         if !self.trust.get(by.node, to).has(Sides::WITHDREW) {
             self.state_trust(by.node, to)?;
         }
-        self.inboxes.entry(to).or_default().requests.push(HandshakeRequest {
+        let request = HandshakeRequest {
             from_node_id: by.node,
             justification: justification.to_owned(),
             timestamp: at,
-        });
+        };
+        self.inboxes.ask(to, request);
         self.waits_for(to);
         Ok(HandshakeDelivered { status: "delivered".to_owned() }.into())
     }
@@ -100,18 +115,22 @@ impl State {
         if by.node == peer {
             return Err(Refusal::Oneself);
         }
+        let sides = self.trust.get(by.node, peer);
+        let asks = self.inboxes.asks(peer, by.node);
         if accept {
             self.state_trust(by.node, peer)?;
-        } else if !self.is_mutual(by.node, peer) {
+        } else if !sides.has(Sides::MUTUAL) && (sides.any(Sides::MUTUAL) || asks) {
             // What was asked for is refused; a standing pair ends by revoking.
-            self.withdraw(by.node, peer);
+            self.withdraw(by.node, peer)?;
         }
-        let answers = &mut self.inboxes.entry(peer).or_default().answers;
-        if answers.len() >= MAX_ANSWERS {
-            answers.pop_front();
+        // Who has asked nothing gets no answer: anybody could fill its inbox.
+        // A request states trust, and lasts as that when it was taken; only one
+        // of who has withdrawn states nothing, so that all of theirs count.
+        if asks || sides.any(Sides::STATED.with(Sides::WITHDRAWN)) {
+            let answer = HandshakeAnswer { from_node_id: by.node, accept, timestamp: at };
+            self.inboxes.answer(peer, answer, MAX_ANSWERS);
+            self.waits_for(peer);
         }
-        answers.push_back(HandshakeAnswer { from_node_id: by.node, accept, timestamp: at });
-        self.waits_for(peer);
         Ok(HandshakeAnswered { accept, peer_id: peer }.into())
     }
 
@@ -122,7 +141,7 @@ impl State {
 
     pub(super) fn take_handshakes(&mut self, by: Signer) -> Outcome {
         self.signed(by)?;
-        let inbox = self.inboxes.remove(&by.node).unwrap_or_default();
+        let inbox = self.inboxes.take(by.node);
         self.dirty.mark(|| RowKey::Handshakes(by.node));
         Ok(Handshakes { requests: inbox.requests, responses: inbox.answers.into() }.into())
     }

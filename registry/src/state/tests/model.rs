@@ -39,6 +39,8 @@ pub(super) struct NetworkOf {
     pub(super) join: JoinPolicy,
     pub(super) broadcast: BroadcastRight,
     pub(super) created: u64,
+    /// The command that last set `join`.
+    pub(super) policy: u64,
 }
 
 /// Everything, as anybody could see it. The model keeps nothing else, but for
@@ -231,12 +233,22 @@ impl Model {
                 if by.node == *peer {
                     return Err("oneself");
                 }
+                let (there, back) = ((by.node, *peer), (*peer, by.node));
+                let waiting = self.view.requests.get(&by.node);
+                let asks = waiting.is_some_and(|w| w.iter().any(|(from, _)| from == peer));
+                let stated = self.view.stated.contains(&back);
+                let answered = asks || stated || self.view.withdrawn.contains(&back);
+                let any = stated || self.view.stated.contains(&there) || asks;
                 if *accept {
                     self.trust(by.node, *peer)?;
-                } else if !self.view.both(by.node, *peer) {
+                } else if !self.view.both(by.node, *peer) && any {
                     self.withdraw(by.node, *peer);
                 }
-                self.view.answers.entry(*peer).or_default().push((by.node, *accept, at));
+                if answered {
+                    let answers = self.view.answers.entry(*peer).or_default();
+                    answers.retain(|(from, ..)| *from != by.node);
+                    answers.push((by.node, *accept, at));
+                }
             }
             Op::TakeHandshakes { by } => {
                 self.signed(*by)?;
@@ -278,17 +290,26 @@ impl Model {
                 if self.view.networks.values().any(|n| n.name == *name) {
                     return Err("network_exists");
                 }
+                let owned = self.view.networks.values().filter(|n| n.owner == owner).count();
+                if owner.is_some() && owned >= MAX_NETWORKS_OF_OWNER {
+                    return Err("registry_full");
+                }
                 while self.view.networks.contains_key(&self.next_network) {
                     self.next_network += 1;
                 }
                 let (name, join, broadcast) = (name.clone(), join.clone(), broadcast.clone());
-                let network = NetworkOf { name, owner, join, broadcast, created: at };
+                let policy = self.applied;
+                let network = NetworkOf { name, owner, join, broadcast, created: at, policy };
                 self.view.networks.insert(self.next_network, network);
                 self.next_network += 1;
             }
             Op::UpdateNetwork { by, network, join, broadcast } => {
                 self.managed(by, *network)?;
+                let applied = self.applied;
                 let network = self.view.networks.get_mut(network).unwrap();
+                if join.is_some() {
+                    network.policy = applied;
+                }
                 network.join = join.clone().unwrap_or(network.join.clone());
                 network.broadcast = broadcast.clone().unwrap_or(network.broadcast.clone());
             }
@@ -325,9 +346,15 @@ impl Model {
                     self.managed(by, *network)?;
                 }
                 self.view.members.remove(&(*network, *node)).ok_or("not_member")?;
+                self.uninvite(*network, *node);
             }
             Op::Expire {} => {
-                self.view.members.retain(|_, m| m.expires.is_none_or(|end| end > at));
+                let over = |m: &Member| m.expires.is_some_and(|end| end <= at);
+                let ended = self.view.members.iter().filter(|(_, m)| over(m));
+                for (network, node) in ended.map(|(key, _)| *key).collect::<Vec<_>>() {
+                    self.view.members.remove(&(network, node));
+                    self.uninvite(network, node);
+                }
                 self.view.tokens.retain(|_, t| t.expires.is_none_or(|end| end > at));
                 self.view.invitations.retain(|_, i| i.expires > at);
             }
@@ -366,12 +393,28 @@ impl Model {
                     }
                 }
                 match to {
-                    Invitee::Node(node) => self.assigned(*node)?,
+                    Invitee::Node(node) => {
+                        self.assigned(*node)?;
+                        if self.view.members.contains_key(&(*network, *node)) {
+                            return Err("already_member");
+                        }
+                    }
                     Invitee::Owner(text) if text.is_empty() => return Err("invalid"),
                     Invitee::Owner(_) => {}
                 }
                 if *expires <= at {
                     return Err("invalid");
+                }
+                let owner = of.owner;
+                let mere = |from: Option<NodeId>| from.is_some() && from != owner;
+                let earlier = self.view.invitations.values();
+                let earlier = earlier.filter(|i| i.network == *network && i.to == *to).last();
+                if let Some(earlier) = earlier {
+                    if mere(node) && !mere(earlier.from.map(|(from, _)| from)) {
+                        return Err("invalid");
+                    }
+                    let earlier = earlier.id;
+                    self.view.invitations.remove(&earlier);
                 }
                 let id = self.next_invitation;
                 self.next_invitation += 1;
@@ -488,7 +531,13 @@ impl Model {
 
     fn join(&mut self, by: Signer, id: u16, admission: &Admission, at: u64) -> Done {
         let node = self.signed(by)?;
-        self.network(id)?;
+        let policy = self.network(id)?.policy;
+        let since = self.view.members.get(&(id, node)).map(|m| m.joined);
+        if ![0, policy].contains(&admission.policy)
+            || (admission.policy != 0 && admission.renews != since)
+        {
+            return Err("not_admitted");
+        }
         for token in &admission.tokens {
             let token = self.view.tokens.get(&(id, token.clone())).ok_or("token_gone")?;
             if token.expires.is_some_and(|end| end <= at) {
@@ -499,6 +548,14 @@ impl Model {
             let i = self.view.invitations.get(invitation).ok_or("invitation_gone")?;
             if i.network != id || i.expires <= at || !self.view.invited(node, &i.to) {
                 return Err("invitation_gone");
+            }
+            if let Some((from, key)) = i.from {
+                let owns = self.network(id)?.owner == Some(from);
+                let invites = owns || self.view.members.contains_key(&(id, from));
+                let known = self.view.keys.get(&from).is_some_and(|k| k.key == key && !k.revoked);
+                if !invites || !known {
+                    return Err("invitation_gone");
+                }
             }
         }
         if admission.expires.is_some_and(|end| end <= at) {
@@ -526,6 +583,15 @@ impl Model {
         };
         self.view.members.insert((id, node), member);
         Ok(())
+    }
+
+    /// Who is out of a network has no way back by an invitation.
+    fn uninvite(&mut self, network: u16, node: NodeId) {
+        let owns = self.view.networks[&network].owner == Some(node);
+        self.view.invitations.retain(|_, i| {
+            let made = i.from.is_some_and(|(from, _)| from == node) && !owns;
+            i.network != network || !(made || i.to == Invitee::Node(node))
+        });
     }
 
     fn shut_out(&mut self, node: NodeId) {

@@ -56,7 +56,7 @@ fn view(state: &State) -> View {
         }
     }
     view.owners = state.owners.iter().map(|(text, id)| (text.to_string(), *id)).collect();
-    for (id, inbox) in &state.inboxes {
+    for (id, inbox) in state.inboxes.iter() {
         let requests = inbox.requests.iter().map(|r| (r.from_node_id, r.timestamp));
         let answers = inbox.answers.iter().map(|a| (a.from_node_id, a.accept, a.timestamp));
         if !inbox.requests.is_empty() {
@@ -72,7 +72,9 @@ fn view(state: &State) -> View {
         assert_eq!(found.record.id, r.id);
         let (name, join) = (r.name.clone(), r.join.clone());
         let (owner, broadcast, created) = (r.owner, r.broadcast.clone(), r.created);
-        view.networks.insert(r.id, NetworkOf { name, owner, join, broadcast, created });
+        let policy = network.policy();
+        let of = NetworkOf { name, owner, join, broadcast, created, policy };
+        view.networks.insert(r.id, of);
         for token in network.tokens.values() {
             view.tokens.insert((r.id, token.id.clone()), token.clone());
         }
@@ -276,14 +278,18 @@ fn any_admission() -> impl Strategy<Value = Admission> {
     let invitations = prop_oneof![3 => Just(vec![]), 2 => prop::collection::vec(1u64..8, 1..3)];
     let expires = prop::option::of(any_end());
     let identity = prop::option::of(Just("spiffe://x/y".to_owned()));
-    (tokens, invitations, expires, any_tags(), identity).prop_map(
-        |(tokens, invitations, expires, tags, external_identity)| Admission {
+    // The networks that every run begins with are made by commands 6 and 7.
+    let judged = prop_oneof![3 => Just((0, None)), 2 => (6u64..8, prop::option::of(8u64..12))];
+    (tokens, invitations, expires, any_tags(), identity, judged).prop_map(
+        |(tokens, invitations, expires, tags, external_identity, (policy, renews))| Admission {
             rule: "open".into(),
             tags,
             expires,
             external_identity,
             tokens,
             invitations,
+            policy,
+            renews,
         },
     )
 }
