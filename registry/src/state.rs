@@ -41,6 +41,7 @@ pub use network::{
     MAX_MEMBER_TAG, MAX_MEMBER_TAGS, MAX_MEMBERSHIPS, MAX_NETWORKS, MAX_RULE_CONFIG, MAX_RULES,
     MAX_TOKENS, Member, Network, NetworkRecord, Token,
 };
+pub(crate) use networks::Ending as Ended;
 pub use nodes::{KeyEntry, Node, NodeRecord};
 pub use refusal::Refusal;
 pub use rows::{ROWS_VERSION, Row, RowKey, Table};
@@ -211,6 +212,11 @@ impl State {
     /// [`Op::Expire`] has something to do, once or more often.
     pub fn next_end(&self) -> Option<u64> {
         self.networks.next_end()
+    }
+
+    /// What [`Op::Expire`] at `at` ends.
+    pub(crate) fn ended(&self, at: u64) -> Vec<Ended> {
+        self.networks.ended(at, MAX_ENDED)
     }
 
     /// With whom trust is mutual.
