@@ -35,6 +35,7 @@ use tokio::sync::broadcast;
 
 use crate::events::Events;
 use crate::state::{Command, State};
+use crate::store::Audited;
 use crate::writer::Outcome;
 use keeper::{Ask, Keeper, MAX_WAITING, Queue, Shared, lock, unix_now};
 
@@ -122,6 +123,7 @@ struct Handle {
     shared: Arc<Shared>,
     /// For queries, so that they never hold up writing; in memory the same.
     reader: Arc<Mutex<Connection>>,
+    in_memory: bool,
     /// Where the file ended when it was opened.
     opened_at: Opened,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -154,8 +156,7 @@ impl Audit {
             let path = PathBuf::from("(in memory)");
             let db = file::open_in_memory().map_err(|e| unusable(&path, &e))?;
             let db = Arc::new(Mutex::new(db));
-            let bytes = Some(retention.bytes.unwrap_or(MEMORY_BYTES).min(MEMORY_BYTES));
-            return Self::start(path, key, Arc::clone(&db), db, Retention { bytes, ..retention });
+            return Self::start(path, key, Arc::clone(&db), db, in_memory(retention));
         };
         let folder = folder(store);
         let path = folder.join(AUDIT_FILE);
@@ -204,8 +205,7 @@ impl Audit {
             path: path.clone(),
             db,
             key,
-            age: retention.age,
-            bytes: retention.bytes,
+            retention: Mutex::new(retention),
             queue: Mutex::new(Queue { applied: complete, ..Queue::default() }),
             work: Condvar::new(),
             room: Condvar::new(),
@@ -213,20 +213,51 @@ impl Audit {
             head: Mutex::new(head),
             live: broadcast::channel(LIVE).0,
         });
+        let alive = keeper::Alive(Arc::clone(&shared));
         let keeper = Keeper::new(Arc::clone(&shared), end).map_err(unusable)?;
         let thread = std::thread::Builder::new()
             .name("registry-audit".to_owned())
-            .spawn(move || keeper.run())
+            .spawn(move || {
+                let _alive = alive;
+                keeper.run();
+            })
             .map_err(|e| AuditError::Unusable { path, problem: format!("no thread: {e}") })?;
+        let in_memory = Arc::ptr_eq(&shared.db, &reader);
         let opened_at = Opened { command: end.map_or(0, |end| end.command), complete };
         let thread = Mutex::new(Some(thread));
-        Ok(Self(Some(Arc::new(Handle { shared, reader, opened_at, thread }))))
+        Ok(Self(Some(Arc::new(Handle { shared, reader, in_memory, opened_at, thread }))))
     }
 
     /// Number of the last command of which there was a record when the log was
     /// opened.
     pub fn last_command(&self) -> u64 {
         self.0.as_ref().map_or(0, |handle| handle.opened_at.command)
+    }
+
+    /// Whether this is the log, or what is left of it, that had a record of this
+    /// number and hash; not if it is a new one.
+    ///
+    /// # Errors
+    /// When it is the log without its end, or another.
+    pub(crate) fn continues(&self, noted: &Audited) -> Result<bool, AuditError> {
+        let Some(handle) = &self.0 else { return Ok(false) };
+        let path = &handle.shared.path;
+        let found = file::compare(&lock(&handle.reader), noted)
+            .map_err(|e| AuditError::Unreadable { path: path.clone(), problem: e.to_string() })?;
+        match found {
+            file::Compared::Empty => Ok(false),
+            file::Compared::Same => Ok(true),
+            file::Compared::Differs(problem) => {
+                Err(AuditError::Altered { path: path.clone(), problem })
+            }
+        }
+    }
+
+    /// Keeps records for another time from now on.
+    pub(crate) fn set_retention(&self, retention: Retention) {
+        let Some(handle) = &self.0 else { return };
+        let retention = if handle.in_memory { in_memory(retention) } else { retention };
+        *lock(&handle.shared.retention) = retention;
     }
 
     /// Whether records are being written. While they are not, nothing may be
@@ -446,6 +477,12 @@ impl<'a> Replay<'a> {
             ..AuditRecord::default()
         });
     }
+}
+
+/// What is kept without a file.
+fn in_memory(retention: Retention) -> Retention {
+    let bytes = Some(retention.bytes.unwrap_or(MEMORY_BYTES).min(MEMORY_BYTES));
+    Retention { bytes, ..retention }
 }
 
 /// The folder of a state file.

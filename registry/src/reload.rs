@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pilot_tls::Pin;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::audit::Retention;
 use crate::config::Config;
 use crate::limits::Places;
 use crate::server::connections;
@@ -58,6 +59,16 @@ impl Reload {
             old.admin_token.clone_from(&new.admin_token);
             reloaded.taken.push("admin-token");
         }
+        if old.audit_age != new.audit_age {
+            old.audit_age = new.audit_age;
+            reloaded.taken.push("audit-days");
+        }
+        if old.audit_bytes != new.audit_bytes {
+            old.audit_bytes = new.audit_bytes;
+            reloaded.taken.push("audit-megabytes");
+        }
+        let retention = Retention { age: old.audit_age, bytes: old.audit_bytes };
+        self.service.audit().set_retention(retention);
         let before = self.fingerprint();
         let certificate = self.identity.iter().map(|identity| identity.reload());
         let doors = self.doors.iter().map(|door| door.reload());
@@ -124,8 +135,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("http", old.http != new.http),
         ("admin-ca", old.admin_ca != new.admin_ca),
         ("network-creation", old.any_node_makes_networks != new.any_node_makes_networks),
-        ("audit-days", old.audit_age != new.audit_age),
-        ("audit-megabytes", old.audit_bytes != new.audit_bytes),
     ];
     changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }

@@ -47,6 +47,7 @@ pub use network::{
     MAX_RULE_CONFIG, MAX_RULE_CONFIGS, MAX_RULES, MAX_TOKENS, Member, Network, NetworkRecord,
     Token,
 };
+pub(crate) use networks::Ending as Ended;
 pub use nodes::{KeyEntry, Node, NodeRecord};
 pub use refusal::Refusal;
 pub use rows::{ROWS_VERSION, Row, RowKey, Table};
@@ -234,6 +235,11 @@ impl State {
     /// members of a deleted network are left.
     pub fn next_end(&self) -> Option<u64> {
         self.networks.next_end()
+    }
+
+    /// What [`Op::Expire`] at `at` ends.
+    pub(crate) fn ended(&self, at: u64) -> Vec<Ended> {
+        self.networks.ended(at, MAX_ENDED)
     }
 
     /// With whom trust is mutual.

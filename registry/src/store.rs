@@ -4,10 +4,12 @@
 mod memory;
 mod sqlite;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 pub use memory::MemoryLog;
 pub use sqlite::{Reader, SqliteLog, Summary, backup};
+pub(crate) use sqlite::{beside, install, resolve};
 
 use crate::audit::{Audit, AuditError, Replay};
 use crate::state::{Command, Loading, Row, SnapshotError, State, StateError};
@@ -58,7 +60,30 @@ pub trait CommandLog: Send {
     /// When it is not durable. If the log has not ended, it is then as before,
     /// and the rows have to come again with the next checkpoint.
     fn checkpoint(&mut self, applied: u64, rows: &[Row]) -> Result<(), StoreError>;
+
+    /// Whether the rows of checkpoints are kept at all; if not, nobody has to
+    /// note which change.
+    fn keeps_rows(&self) -> bool {
+        true
+    }
+
+    /// Where the audit log was at the last [`note_audited`](Self::note_audited).
+    fn audited(&self) -> Option<&Audited> {
+        None
+    }
+
+    /// Keeps where the audit log is, durably, so that an end that is cut off is
+    /// missed.
+    ///
+    /// # Errors
+    /// As for [`append`](Self::append).
+    fn note_audited(&mut self, _head: Option<Audited>) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
+
+/// Number and hash (hex) of a record of the audit log.
+pub type Audited = (u64, String);
 
 /// Takes what a log holds, piece by piece.
 pub trait Restoring {
@@ -103,6 +128,17 @@ pub enum StoreError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// It is a link that leads nowhere.
+    #[error("state file {}: is a link to {}, which is not there; mount it or remove the link", path.display(), to.display())]
+    Dangling {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        to: PathBuf,
+    },
+    /// It could not be read because somebody wrote all the time.
+    #[error("state file {}: it was busy the whole time; try again", .0.display())]
+    Busy(PathBuf),
     /// It is something else, or damaged. It is never overwritten.
     #[error("state file {}: not a sound registry state: {problem}; restore a backup (and remove files of the same name ending in -wal and -shm), or move it away to start empty", path.display())]
     Corrupt {
@@ -196,6 +232,16 @@ pub enum RestoreError {
         /// Where the rows are.
         found: u64,
     },
+    /// A command that was applied once cannot be applied.
+    #[error(
+        "applying command {command} failed: {problem}; nothing was changed; restore a backup from before it, and report this"
+    )]
+    Failed {
+        /// Its number.
+        command: u64,
+        /// What the program said.
+        problem: String,
+    },
     /// Records that are to be made again cannot be kept.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -215,7 +261,9 @@ pub enum RestoreError {
 /// Rebuilds the state from a log. What the audit log has not kept of the
 /// commands that are replayed is made again and given to it.
 ///
-/// A new state gets its name here, which is durable before anybody hears it.
+/// A new state gets its name here, which is durable before anybody hears it. So
+/// does one that was put back to an earlier command, as the audit log tells, and
+/// a copy: who followed the other history must not go on with this one.
 ///
 /// # Errors
 /// When the log is unreadable, contradicts itself or has gaps.
@@ -225,13 +273,30 @@ pub fn restore(log: &mut dyn CommandLog, audit: &Audit) -> Result<State, Restore
     let mut builder = Builder::new(&mut apply);
     log.restore(&mut builder)?;
     let mut state = builder.finish()?;
+    state.track_dirty(log.keeps_rows());
+    if let Some(noted) = log.audited()
+        && !audit.continues(noted)?
+    {
+        // Another log was begun, and cannot have it.
+        log.note_audited(None)?;
+    }
+    // The audit log has the records of all commands that this checkpoint drops.
+    // It comes first: once the audit log has a record of it, nobody would know.
+    if audit.last_command() > state.applied() {
+        name(log, &mut state)?;
+    }
     replay.end(&state)?;
     if state.epoch().is_empty() {
-        state.new_epoch(hex::encode(rand::random::<[u8; 8]>()));
-        let rows = state.take_dirty();
-        log.checkpoint(state.applied(), &rows)?;
+        name(log, &mut state)?;
     }
     Ok(state)
+}
+
+/// Gives a state a name of its own, durably.
+fn name(log: &mut dyn CommandLog, state: &mut State) -> Result<(), StoreError> {
+    state.new_epoch(hex::encode(rand::random::<[u8; 8]>()));
+    let rows = state.take_dirty();
+    log.checkpoint(state.applied(), &rows)
 }
 
 /// Makes a state of what comes, row by row and command by command, without a
@@ -300,8 +365,15 @@ impl Restoring for Builder<'_> {
             return Err(RestoreError::Gap { expected, found: first });
         }
         for command in commands {
+            let number = state.applied() + 1;
+            // Without it every start would end so, and nobody would know where.
+            // The state is given up after a panic.
+            let applied = AssertUnwindSafe(|| (self.apply)(state, command));
             // A refusal was the answer then as well.
-            let _ = (self.apply)(state, command);
+            let _ = catch_unwind(applied).map_err(|panic| RestoreError::Failed {
+                command: number,
+                problem: crate::writer::panic_text(&*panic),
+            })?;
         }
         // Nobody watches yet.
         drop(state.take_changes());

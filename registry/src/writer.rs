@@ -8,6 +8,7 @@
 //! ends, and the registry with it ([`Thread::ended`]): what it could still
 //! answer would be of a state that nobody can vouch for.
 
+use std::any::Any;
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -140,13 +141,16 @@ impl Thread {
     pub(crate) fn join(self) -> Result<(), WriterError> {
         match self.thread.join() {
             Ok(ended) => Ok(ended?),
-            Err(panic) => {
-                let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-                Err(WriterError::Panicked(text.unwrap_or_else(|| "panic".to_owned())))
-            }
+            Err(panic) => Err(WriterError::Panicked(panic_text(&*panic))),
         }
     }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "panic".to_owned())
 }
 
 fn run(
@@ -217,9 +221,13 @@ fn run(
         if let Some(e) = end {
             return Err(e);
         }
-        checkpoint_if_due(state, log.as_mut(), audit, metrics, &mut owed)?;
+        if log.wants_checkpoint() {
+            checkpoint(state, log.as_mut(), audit, metrics, &mut owed)?;
+        }
     }
-    Ok(())
+    // So that the next start, with this version or a later one, replays nothing.
+    // What cannot be written now is replayed.
+    checkpoint(state, log.as_mut(), audit, metrics, &mut owed)
 }
 
 /// A disk that is full refuses thousands of batches a second.
@@ -253,16 +261,13 @@ fn apply(
 }
 
 /// `owed` are rows that an earlier checkpoint could not write.
-fn checkpoint_if_due(
+fn checkpoint(
     state: &RwLock<State>,
     log: &mut dyn CommandLog,
     audit: &Audit,
     metrics: &Metrics,
     owed: &mut Vec<RowKey>,
 ) -> Result<(), StoreError> {
-    if !log.wants_checkpoint() {
-        return Ok(());
-    }
     let began = Instant::now();
     // What the log forgets can no longer be audited by replaying it.
     if let Err(e) = audit.flush() {
@@ -277,7 +282,10 @@ fn checkpoint_if_due(
         let state = read(state);
         (state.applied(), owed.iter().map(|key| state.row(key)).collect::<Vec<_>>())
     };
-    let written = log.checkpoint(applied, &rows);
+    let written = log.checkpoint(applied, &rows).and_then(|()| {
+        // After the flush nothing but synchronised records came to the log.
+        log.note_audited(audit.head().map(|head| (head.seq, head.hash)))
+    });
     metrics.store.checkpointed(began.elapsed(), written.as_ref().err().map(|e| e as _));
     match written {
         Ok(()) => owed.clear(),

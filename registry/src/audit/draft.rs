@@ -8,7 +8,7 @@ use pilot_wire::registry::{Acknowledged, PublicKey};
 use pilot_wire::{Address, NodeId};
 
 use crate::state::{
-    Actor, Command, Denial, Member, NodeRecord, Op, Refusal, Register, Signer, State,
+    Actor, Command, Denial, Ended, Member, NodeRecord, Op, Refusal, Register, Signer, State,
 };
 use crate::writer::Outcome;
 
@@ -76,6 +76,8 @@ impl Draft {
         let (actor, operation, object, detail, before) = match &command.op {
             Op::Register(register) => return Some(Self::registering(state, command, register)),
             Op::TakeHandshakes { .. } => return None,
+            // Unsigned in the published protocol: anybody could fill the log with them.
+            Op::UpdatePoloScore { .. } | Op::SetPoloScore { .. } => return None,
             Op::Deregister { by } => {
                 (signed(by), "deregister", own(by), String::new(), Before::News(true))
             }
@@ -122,15 +124,6 @@ impl Draft {
             Op::RotateKey { by, new_key } => {
                 let detail = format!("new key {new_key}");
                 (signed(by), "rotate_key", own(by), detail, Before::News(true))
-            }
-            Op::UpdatePoloScore { node, delta } => {
-                let (object, detail) = (format!("node {node}"), format!("changed by {delta}"));
-                (unknown(None), "update_polo_score", object, detail, Before::News(*delta != 0))
-            }
-            Op::SetPoloScore { node, polo_score } => {
-                let news = state.node(*node).is_ok_and(|n| n.record.polo_score != *polo_score);
-                let (object, detail) = (format!("node {node}"), format!("set to {polo_score}"));
-                (unknown(None), "set_polo_score", object, detail, Before::News(news))
             }
             Op::Reap { silent } => {
                 let is_meant = |(id, registered_by): &&(NodeId, u64)| {
@@ -412,20 +405,16 @@ impl Ending {
     }
 }
 
-/// What may end at `at`.
+/// What ends with a command at `at`.
 fn ending(state: &State, at: u64) -> Vec<Ending> {
-    let mut ending = Vec::new();
-    let due = |until: Option<u64>| until.is_some_and(|until| until <= at);
-    for network in state.networks() {
-        let id = network.record.id;
-        let members = network.members.values().filter(|m| due(m.expires));
-        ending.extend(members.map(|m| Ending::Membership(id, m.node)));
-        let tokens = network.tokens.values().filter(|t| due(t.expires));
-        ending.extend(tokens.map(|t| Ending::Token(id, t.id.clone())));
-        let invitations = state.invitations_to(id).filter(|i| due(Some(i.expires)));
-        ending.extend(invitations.map(|i| Ending::Invitation(i.id, id)));
-    }
-    ending
+    let ending = state.ended(at).into_iter().filter_map(|ended| {
+        Some(match ended {
+            Ended::Member(network, node) => Ending::Membership(network, node),
+            Ended::Token(network, id) => Ending::Token(network, id),
+            Ended::Invitation(id) => Ending::Invitation(id, state.invitation(id)?.network),
+        })
+    });
+    ending.collect()
 }
 
 /// Says what a registration changed; whether that is anything.

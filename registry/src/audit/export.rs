@@ -73,6 +73,21 @@ pub fn heads(path: &Path) -> Result<Vec<SignedHead>, AuditError> {
     file::heads(&db).map_err(|e| unreadable(path, &e))
 }
 
+/// What a log lacks that had a record of this number and hash once.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn missed(path: &Path, noted: &(u64, String)) -> Result<Option<String>, AuditError> {
+    let db = open(path)?;
+    Ok(match file::compare(&db, noted).map_err(|e| unreadable(path, &e))? {
+        file::Compared::Same => None,
+        file::Compared::Differs(problem) => Some(problem),
+        file::Compared::Empty => {
+            Some(format!("there are no records; the state file names record {}", noted.0))
+        }
+    })
+}
+
 /// Verifies a log, as it is at one moment. See [`super::verify::verify`].
 ///
 /// # Errors

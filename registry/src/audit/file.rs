@@ -145,6 +145,38 @@ pub(super) fn check(db: &Connection) -> Result<(), String> {
     }
 }
 
+/// How a log stands to a record that it had once.
+pub(super) enum Compared {
+    /// It has none at all.
+    Empty,
+    /// It has it, or has removed it in good order.
+    Same,
+    /// It never had it, or has it no longer.
+    Differs(String),
+}
+
+pub(super) fn compare(db: &Connection, (seq, hash): &(u64, String)) -> rusqlite::Result<Compared> {
+    let (Some(first), Some(end)) = (extent(db)?.0, end(db)?) else { return Ok(Compared::Empty) };
+    if *seq < first {
+        return Ok(Compared::Same);
+    }
+    if *seq > end.seq {
+        return Ok(Compared::Differs(format!(
+            "records {} to {seq} are missing at the end: the state file names record {seq}",
+            end.seq + 1
+        )));
+    }
+    let found: Option<Hash> =
+        db.query_row("SELECT hash FROM records WHERE seq = ?1", [seq], |r| r.get(0)).optional()?;
+    Ok(match found {
+        Some(found) if hex::encode(found) == *hash => Compared::Same,
+        Some(_) => {
+            Compared::Differs(format!("record {seq}: it is not the one that the state file names"))
+        }
+        None => Compared::Differs(format!("record {seq}: it is missing, the state file names it")),
+    })
+}
+
 /// What is wrong with the file itself: pages, indexes that hide records,
 /// triggers that are gone.
 pub(super) fn damage(db: &Connection) -> rusqlite::Result<Vec<String>> {

@@ -16,7 +16,7 @@ use tokio::sync::broadcast;
 
 use super::chain::{BEGINNING, Cut, Hash, SignedHead, hash};
 use super::key::RegistryKey;
-use super::{AuditError, draft, file, told};
+use super::{AuditError, Retention, draft, file, told};
 use crate::events::Events;
 
 /// Records that may wait to be written. Beyond it who brings more waits too, as
@@ -47,8 +47,7 @@ pub(super) struct Shared {
     /// For writing.
     pub(super) db: Arc<Mutex<Connection>>,
     pub(super) key: RegistryKey,
-    pub(super) age: Option<Duration>,
-    pub(super) bytes: Option<u64>,
+    pub(super) retention: Mutex<Retention>,
     pub(super) queue: Mutex<Queue>,
     /// There is something to do.
     pub(super) work: Condvar,
@@ -80,6 +79,9 @@ pub(super) enum Ask {
     /// Let the file grow to so many pages more.
     #[cfg(test)]
     Grow(u32),
+    /// Fail.
+    #[cfg(test)]
+    Panic,
     /// Look now for what is to be removed, at this time.
     #[cfg(test)]
     Retain(u64),
@@ -98,6 +100,31 @@ impl Shared {
 /// A panic elsewhere leaves whole values behind, so poisoning is ignored.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// With the thread. When that fails, nothing more is admitted, and nobody waits
+/// for it.
+pub(super) struct Alive(pub(super) Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let Self(shared) = self;
+        shared.healthy.store(false, Ordering::Release);
+        let mut queue = shared.queue();
+        queue.stop = true;
+        // Who waits for an answer hears that there is none.
+        queue.asked.clear();
+        drop(queue);
+        shared.room.notify_all();
+        tracing::error!(
+            "audit log {}: the thread that writes it failed; what changes the state is refused; \
+             start the registry again and report this",
+            shared.path.display()
+        );
+    }
 }
 
 pub(super) struct Keeper {
@@ -321,6 +348,8 @@ impl Keeper {
             #[cfg(test)]
             Ask::Grow(pages) => grow(&lock(&self.shared.db), pages),
             #[cfg(test)]
+            Ask::Panic => panic!("asked to"),
+            #[cfg(test)]
             Ask::Retain(now) => self.retain(now).expect("removal"),
         }
     }
@@ -336,20 +365,14 @@ impl Keeper {
     /// One transaction that is synced, and so everything before it.
     fn flush(&self) -> rusqlite::Result<()> {
         let applied = self.shared.queue().applied;
-        let mut db = lock(&self.shared.db);
-        db.pragma_update(None, "synchronous", "FULL")?;
-        let written = (|| {
-            let tx = db.transaction()?;
-            file::set_meta(&tx, "complete", applied)?;
-            file::set_meta(&tx, "told", self.told)?;
-            tx.commit()
-        })();
-        db.pragma_update(None, "synchronous", "NORMAL")?;
-        written
+        synchronised(&mut lock(&self.shared.db), |tx| {
+            file::set_meta(tx, "complete", applied)?;
+            file::set_meta(tx, "told", self.told)
+        })
     }
 
     fn retain_if_due(&mut self) {
-        let limited = self.shared.age.is_some() || self.shared.bytes.is_some();
+        let limited = *lock(&self.shared.retention) != Retention::default();
         let due = self.retained.0.elapsed() >= RETAIN.0 || self.seq >= self.retained.1 + RETAIN.1;
         if !limited || !due {
             return;
@@ -364,19 +387,20 @@ impl Keeper {
     /// Removes the oldest records that are too old or too many; never those
     /// that sinks were not told, nor the newest one.
     fn retain(&mut self, now: u64) -> rusqlite::Result<()> {
+        let Retention { age, bytes } = *lock(&self.shared.retention);
         loop {
             let mut db = lock(&self.shared.db);
             let (Some(first), used) = file::extent(&db)? else { return Ok(()) };
             let told = if self.events.is_some() { self.told } else { self.seq };
             let most = self.seq.min(told + 1).min(first + MAX_REMOVED);
             let mut keep_from = first;
-            if let Some(age) = self.shared.age {
+            if let Some(age) = age {
                 let oldest = now.saturating_sub(age.as_secs());
                 keep_from = file::first_since(&db, oldest, most)?;
             }
             let count = self.seq + 1 - first;
             let too_large = |limit: &u64| used > *limit && count > MIN_RECORDS;
-            if let Some(limit) = self.shared.bytes.filter(too_large) {
+            if let Some(limit) = bytes.filter(too_large) {
                 let each = (used / count).max(1);
                 let excess = used - limit / 100 * KEPT_PERCENT;
                 keep_from = keep_from.max(first + excess.div_ceil(each)).min(most);
@@ -385,10 +409,6 @@ impl Keeper {
                 return Ok(());
             }
             let removed = keep_from - first;
-            let tx = db.transaction()?;
-            let previous = file::hash_of(&tx, keep_from - 1)?;
-            let key = &self.shared.key.signing;
-            file::remove_before(&tx, &Cut::sign(key, keep_from, &previous, removed, now))?;
             let mut record = AuditRecord {
                 time: now,
                 command: self.command,
@@ -401,9 +421,15 @@ impl Keeper {
             };
             let (seq, mut hash) = (self.seq + 1, self.hash);
             link(&mut record, seq, &mut hash);
-            file::insert(&tx, &record)?;
-            let (head, anchor) = self.sign(&tx, seq, &hash, now)?;
-            tx.commit()?;
+            // No command gives this record again: its number must never be given
+            // to another one after it was told.
+            let (head, anchor) = synchronised(&mut db, |tx| {
+                let previous = file::hash_of(tx, keep_from - 1)?;
+                let key = &self.shared.key.signing;
+                file::remove_before(tx, &Cut::sign(key, keep_from, &previous, removed, now))?;
+                file::insert(tx, &record)?;
+                self.sign(tx, seq, &hash, now)
+            })?;
             db.execute_batch("PRAGMA incremental_vacuum")?;
             drop(db);
             tracing::info!(removed, "old audit records removed");
@@ -412,6 +438,22 @@ impl Keeper {
             self.tell_sinks();
         }
     }
+}
+
+/// A transaction that is on disk when it is done, with all before it.
+fn synchronised<T>(
+    db: &mut Connection,
+    change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    db.pragma_update(None, "synchronous", "FULL")?;
+    let written = (|| {
+        let tx = db.transaction()?;
+        let done = change(&tx)?;
+        tx.commit()?;
+        Ok(done)
+    })();
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    written
 }
 
 /// Gives a record its place after the one whose hash is `last`.

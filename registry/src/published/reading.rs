@@ -10,12 +10,21 @@ use pilot_wire::NodeId;
 use pilot_wire::registry::network::{BroadcastRight, JoinPolicy};
 use pilot_wire::registry::{HandshakeAnswer, HandshakeRequest, PublicKey};
 use pilot_wire::service::rfc3339;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::state::{
     Imported, MAX_ANSWERS, MAX_JUSTIFICATION, MAX_OWNER, MAX_REQUESTS, Member, NetworkRecord,
     NodeRecord, check_hostname, check_tags,
 };
+
+/// What is written as `null` for want of anything.
+fn or_empty<'de, T, D>(text: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Option::deserialize(text).map(Option::unwrap_or_default)
+}
 
 /// Why a file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -51,17 +60,17 @@ pub struct Reading {
 #[derive(Deserialize)]
 struct File {
     next_node: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     nodes: BTreeMap<u32, NodeText>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     networks: BTreeMap<u16, NetworkText>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     trust_pairs: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     pub_key_idx: BTreeMap<String, u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     handshake_inbox: BTreeMap<u32, Vec<RequestText>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     handshake_responses: BTreeMap<u32, Vec<AnswerText>>,
 }
 
@@ -74,6 +83,7 @@ struct NodeText {
     real_addr: String,
     public: bool,
     hostname: String,
+    #[serde(deserialize_with = "or_empty")]
     tags: Vec<String>,
     polo_score: i64,
     task_exec: bool,
@@ -86,6 +96,7 @@ struct NetworkText {
     name: String,
     join_rule: String,
     token: String,
+    #[serde(deserialize_with = "or_empty")]
     members: Vec<u32>,
     created: String,
 }
@@ -194,6 +205,7 @@ fn index(
     keys: &mut BTreeMap<NodeId, PublicKey>,
     notes: &mut Vec<String>,
 ) -> Result<(), PublishedError> {
+    let registered: BTreeSet<_> = keys.keys().copied().collect();
     let mut taken: HashMap<PublicKey, NodeId> = keys.iter().map(|(n, k)| (*k, *n)).collect();
     if taken.len() < keys.len() {
         return Err(part("nodes", "two of them have one public_key"));
@@ -210,11 +222,14 @@ fn index(
             Some(holder) => {
                 return Err(part(place(), format!("it is the key of node {holder}, not {id}")));
             }
-            None if keys.contains_key(&node) => {
+            None if registered.contains(&node) => {
                 notes.push(format!("the key {text} was one of node {id} before; it is forgotten"));
             }
             None => {
-                keys.insert(node, key);
+                // Nothing says which of them is the right one.
+                if let Some(other) = keys.insert(node, key) {
+                    return Err(part(place(), format!("node {id} has the key {other} too")));
+                }
                 taken.insert(key, node);
             }
         }

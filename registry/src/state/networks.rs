@@ -28,7 +28,8 @@ pub(super) struct Networks {
 }
 
 /// What ends at some time.
-pub(super) enum Ending {
+#[derive(Debug)]
+pub(crate) enum Ending {
     Member(u16, NodeId),
     Token(u16, String),
     Invitation(u64),

@@ -20,6 +20,10 @@ impl CommandLog for MemoryLog {
         false
     }
 
+    fn keeps_rows(&self) -> bool {
+        false
+    }
+
     fn checkpoint(&mut self, _applied: u64, _rows: &[Row]) -> Result<(), StoreError> {
         Ok(())
     }

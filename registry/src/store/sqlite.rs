@@ -27,13 +27,16 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 
 pub use copying::backup;
+pub(crate) use copying::install;
+pub(crate) use layout::resolve;
+pub(crate) use lock::beside;
 pub use reading::{Reader, Summary};
 
 use self::integrity::{Checkpoint, Head, batch_crc, row_crc};
 use self::layout::{LAYOUT, opening};
-use self::lock::{Lock, beside};
-use super::{CommandLog, RestoreError, Restoring, StoreError};
-use crate::state::{Command, Row};
+use self::lock::Lock;
+use super::{Audited, CommandLog, RestoreError, Restoring, StoreError};
+use crate::state::{Command, Op, Row, Table};
 
 /// Commands after the checkpoint that make a new one due: few enough to replay
 /// in a fraction of a second.
@@ -57,6 +60,7 @@ pub struct SqliteLog {
     db: Connection,
     head: Head,
     checkpoint: Checkpoint,
+    audited: Option<Audited>,
     /// Which files these are, once it is written to.
     places: Vec<(PathBuf, (u64, u64))>,
     ended: Option<Ended>,
@@ -120,6 +124,7 @@ impl SqliteLog {
             path: path.to_owned(),
             head: Head { last: 0, owner: 0 },
             checkpoint: Checkpoint::default(),
+            audited: None,
             real,
             db,
             places: Vec::new(),
@@ -160,11 +165,16 @@ impl SqliteLog {
         let head = Head { owner: self.head.owner.wrapping_add(1), ..self.head };
         let own = || {
             let tx = begin(&self.db)?;
+            // Whoever wrote since it was read has it.
+            still_ours(&tx, self.head)?;
             layout::put_head(&tx, head)?;
             layout::put_program(&tx)?;
-            tx.commit()
+            Ok(tx.commit()?)
         };
-        own().map_err(|e| opening(&self.path, e))?;
+        own().map_err(|e| match e {
+            Failure::NotOurs => StoreError::Fenced(self.path.clone()),
+            Failure::Sql(e) => opening(&self.path, e),
+        })?;
         self.head = head;
         for part in [self.real.clone(), beside(&self.real, "-wal")] {
             let found = part.metadata().map(|m| identity(&m)).map_err(|e| {
@@ -246,6 +256,13 @@ impl SqliteLog {
         Ok(tx.commit()?)
     }
 
+    fn write_audited(&self, head: Option<&Audited>) -> Result<(), Failure> {
+        let tx = begin(&self.db)?;
+        still_ours(&tx, self.head)?;
+        layout::put_audited(&tx, head)?;
+        Ok(tx.commit()?)
+    }
+
     fn write_checkpoint(&self, applied: u64, rows: &[Row]) -> Result<Checkpoint, Failure> {
         let mut checkpoint = Checkpoint { applied, ..self.checkpoint };
         let tx = begin(&self.db)?;
@@ -307,6 +324,7 @@ impl CommandLog for SqliteLog {
         let held = reading::stream(&self.path, &self.db, into)?;
         (self.head, self.checkpoint) = (held.head, held.checkpoint);
         self.logged = Amount { commands: held.commands, bytes: held.bytes };
+        self.audited = layout::audited(&self.path, &self.db)?;
         // Nothing is written to a file before it was found sound.
         Ok(self.own()?)
     }
@@ -315,6 +333,9 @@ impl CommandLog for SqliteLog {
         self.writable(first)?;
         let bytes = serde_json::to_vec(commands)
             .map_err(|e| StoreError::Write { path: self.path.clone(), source: e.into() })?;
+        if commands.iter().any(holds_foreign_json) {
+            readable::<Vec<Command>>(&self.path, &bytes)?;
+        }
         let count = commands.len() as u64;
         let next = Head { last: self.head.last + count, ..self.head };
         self.write_batch(first, next, &bytes).map_err(|e| self.failed(e))?;
@@ -336,6 +357,11 @@ impl CommandLog for SqliteLog {
             bytes: self.logged.bytes + self.due.bytes,
         };
         self.writable(applied + 1)?;
+        for row in rows.iter().filter(|row| row.table == Table::Network) {
+            if let Some(value) = &row.value {
+                readable::<serde_json::Value>(&self.path, value)?;
+            }
+        }
         self.checkpoint = self.write_checkpoint(applied, rows).map_err(|e| self.failed(e))?;
         let size = |row: &Row| row.key.len() + row.value.as_ref().map_or(0, Vec::len);
         // At random places of the tree every row is a page, at worst.
@@ -344,4 +370,33 @@ impl CommandLog for SqliteLog {
         self.next = self.due;
         Ok(())
     }
+
+    fn audited(&self) -> Option<&Audited> {
+        self.audited.as_ref()
+    }
+
+    fn note_audited(&mut self, head: Option<Audited>) -> Result<(), StoreError> {
+        if head == self.audited {
+            return Ok(());
+        }
+        self.writable(self.head.last + 1)?;
+        self.write_audited(head.as_ref()).map_err(|e| self.failed(e))?;
+        self.unchecked += WAL_LEAST;
+        self.audited = head;
+        Ok(())
+    }
+}
+
+/// Whether a command has JSON in it that only others know the shape of.
+const fn holds_foreign_json(command: &Command) -> bool {
+    matches!(command.op, Op::CreateNetwork { .. } | Op::UpdateNetwork { .. } | Op::Import(_))
+}
+
+/// What is written has to be read again at every start, and what nests too deep
+/// is not.
+fn readable<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    serde_json::from_slice::<T>(bytes).map(drop).map_err(|e| StoreError::Write {
+        path: path.to_owned(),
+        source: format!("it could not be read again: {e}").into(),
+    })
 }

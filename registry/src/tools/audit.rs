@@ -206,6 +206,16 @@ fn is_database(path: &Path) -> anyhow::Result<bool> {
     Ok(start[..read.with_context(named)?].starts_with(b"SQLite format 3"))
 }
 
+/// Looks for the record that the state file names as the last one at its time.
+fn named(path: &Path, reader: &Reader, report: &mut Report) -> anyhow::Result<()> {
+    if let Some(noted) = reader.audited()?
+        && let Some(problem) = export::missed(path, &noted)?
+    {
+        report.problem(problem);
+    }
+    Ok(())
+}
+
 /// Compares a log with the commands that the state file still holds: from these
 /// the records must come out as they are in the log.
 fn compare(path: &Path, store: &Path, report: &mut Report) -> anyhow::Result<()> {
@@ -214,11 +224,14 @@ fn compare(path: &Path, store: &Path, report: &mut Report) -> anyhow::Result<()>
     }
     let reader = match Reader::exclusive(store) {
         Err(StoreError::InUse(_)) => {
-            eprintln!("{}: in use, not compared with the log", store.display());
+            // Noted before, and so in the log now.
+            named(path, &Reader::open(store)?, report)?;
+            eprintln!("{}: in use, its commands are not compared", store.display());
             return Ok(());
         }
         opened => opened?,
     };
+    named(path, &reader, report)?;
     let mut expected: Vec<AuditRecord> = Vec::new();
     let mut first = None;
     let state = reader.replay(|state, command| {

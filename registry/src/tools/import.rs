@@ -9,7 +9,7 @@ use super::{ENVIRONMENT, Tool, naming, path, with_flags};
 use crate::connection::unix_now;
 use crate::published::{self, Reading};
 use crate::state::{Command, Imported, Op, State};
-use crate::store::{self, CommandLog as _, SqliteLog};
+use crate::store::{self, CommandLog as _, SqliteLog, StoreError};
 
 const PROGRAM: Program = Program {
     name: "import",
@@ -46,11 +46,7 @@ fn run(settings: &Settings) -> anyhow::Result<String> {
     let mut state = State::default();
     state.track_dirty(true);
     state.apply(&command).map_err(|e| anyhow::anyhow!("-from {}: {e}", from.display()))?;
-    write(&to, &command, records > MAX_LOGGED).map_err(|e| {
-        // Half a file would be taken for a whole one.
-        remove(&to);
-        naming(&to, e)
-    })?;
+    make(&to, &command, records > MAX_LOGGED).map_err(|e| naming(&to, e))?;
     let mut out = format!(
         "{}: {} nodes registered, {} keys, {} trust pairs\n",
         to.display(),
@@ -70,6 +66,23 @@ fn run(settings: &Settings) -> anyhow::Result<String> {
     Ok(out)
 }
 
+/// Makes the file beside its place and puts it there when it is whole: half a
+/// file would be taken for a whole one.
+fn make(to: &Path, command: &Command, as_rows: bool) -> Result<(), store::RestoreError> {
+    let part = store::beside(&store::resolve(to)?, &format!(".{}.part", std::process::id()));
+    if part.symlink_metadata().is_ok() {
+        let there = "there is such a file, of a process that is gone; remove it";
+        return Err(StoreError::Unwritable { path: part, source: there.into() }.into());
+    }
+    let made = write(&part, command, as_rows).and_then(|()| Ok(store::install(&part, to)?));
+    // Another name of the file that is made, or of no use to anybody. Of the
+    // file itself nothing is removed, nor its lock: it may be another's.
+    for ending in ["", "-wal", "-shm", ".lock", ".new"] {
+        let _ = std::fs::remove_file(store::beside(&part, ending));
+    }
+    made
+}
+
 fn write(to: &Path, command: &Command, as_rows: bool) -> Result<(), store::RestoreError> {
     let mut log = SqliteLog::open(to)?;
     let mut state = store::restore(&mut log, &Default::default())?;
@@ -83,13 +96,4 @@ fn write(to: &Path, command: &Command, as_rows: bool) -> Result<(), store::Resto
         log.append(1, command)?;
     }
     Ok(())
-}
-
-/// Takes away what an import that failed has made.
-fn remove(to: &Path) {
-    for ending in ["", "-wal", "-shm", ".lock"] {
-        let mut name = to.as_os_str().to_owned();
-        name.push(ending);
-        let _ = std::fs::remove_file(name);
-    }
 }

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params}
 
 use super::integrity::{Checkpoint, Head, meta_crc};
 use super::lock::beside;
-use crate::store::StoreError;
+use crate::store::{Audited, StoreError};
 
 /// "PILT": marks the file as ours.
 const APPLICATION_ID: i32 = 0x5049_4C54;
@@ -33,10 +33,13 @@ const BUSY: Duration = Duration::from_secs(5);
 pub(super) const HEAD: &str = "log";
 const CHECKPOINT: &str = "checkpoint";
 const PROGRAM: &str = "program";
+/// Where the audit log was; it need not be there.
+const AUDITED: &str = "audited";
 
 /// Where a state file really is: links are followed, so that one file has one
 /// lock however it is named.
-pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
+pub(crate) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
+    dangling(path)?;
     match path.canonicalize() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
@@ -46,6 +49,15 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
         found => found,
     }
     .map_err(|e| StoreError::Unwritable { path: path.to_owned(), source: e.into() })
+}
+
+/// Refuses a link to what is not there, as when a volume is not mounted: a new
+/// file would take its place.
+pub(super) fn dangling(path: &Path) -> Result<(), StoreError> {
+    match path.read_link() {
+        Ok(to) if !path.exists() => Err(StoreError::Dangling { path: path.to_owned(), to }),
+        _ => Ok(()),
+    }
 }
 
 /// Makes an empty state at `real`, whole or not at all.
@@ -116,7 +128,7 @@ pub(super) fn connect(path: &Path, real: &Path, write: bool) -> Result<Connectio
         )?;
         Ok(db)
     };
-    connect().map_err(|e| opening(path, e))
+    connect().map_err(|e| if write { opening(path, e) } else { reading(path, e) })
 }
 
 /// Makes every commit durable from here on, and takes the file for writing.
@@ -139,10 +151,10 @@ pub(super) fn prepare_writes(path: &Path, db: &Connection) -> Result<(), StoreEr
 /// The layout of a file of ours.
 pub(super) fn layout(path: &Path, db: &Connection) -> Result<i32, StoreError> {
     let pragma = |name| db.pragma_query_value(None, name, |r| r.get::<_, i32>(0));
-    if pragma("application_id").map_err(|e| opening(path, e))? != APPLICATION_ID {
+    if pragma("application_id").map_err(|e| reading(path, e))? != APPLICATION_ID {
         return Err(corrupt(path, "it is a database of another program"));
     }
-    let layout = pragma("user_version").map_err(|e| opening(path, e))?;
+    let layout = pragma("user_version").map_err(|e| reading(path, e))?;
     if layout < 1 {
         return Err(corrupt(path, format!("there is no layout {layout}")));
     }
@@ -161,7 +173,7 @@ pub(super) fn layout(path: &Path, db: &Connection) -> Result<i32, StoreError> {
 /// SQLite's own look at the structure of the file.
 pub(super) fn structure(path: &Path, db: &Connection, check: &str) -> Result<(), StoreError> {
     let verdict: String =
-        db.pragma_query_value(None, check, |r| r.get(0)).map_err(|e| opening(path, e))?;
+        db.pragma_query_value(None, check, |r| r.get(0)).map_err(|e| reading(path, e))?;
     match verdict.as_str() {
         "ok" => Ok(()),
         // A heading may stand above what it found.
@@ -182,17 +194,37 @@ pub(super) fn checkpoint(path: &Path, db: &Connection) -> Result<Checkpoint, Sto
     Checkpoint::decode(&bytes).ok_or_else(|| corrupt(path, "the checkpoint is not described"))
 }
 
+/// Number and hash of a record of the audit log.
+pub(super) fn audited(path: &Path, db: &Connection) -> Result<Option<Audited>, StoreError> {
+    let Some(bytes) = find(path, db, AUDITED)? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&bytes);
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let head = text.split_once(':').and_then(|(seq, hash)| Some((seq.parse().ok()?, hash.into())));
+    head.map(Some).ok_or_else(|| corrupt(path, "where the audit log was is not noted"))
+}
+
+pub(super) fn put_audited(db: &Connection, head: Option<&Audited>) -> rusqlite::Result<()> {
+    let text = head.map(|(seq, hash)| format!("{seq}:{hash}")).unwrap_or_default();
+    put(db, AUDITED, text.as_bytes())
+}
+
 fn get(path: &Path, db: &Connection, name: &str) -> Result<Vec<u8>, StoreError> {
+    find(path, db, name)?.ok_or_else(|| corrupt(path, format!("the row {name} of meta is missing")))
+}
+
+fn find(path: &Path, db: &Connection, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     let row = db
         .query_row("SELECT value, crc FROM meta WHERE name=?1", [name], |r| {
             Ok((r.get::<_, Vec<u8>>(0)?, r.get::<_, u32>(1)?))
         })
         .optional()
-        .map_err(|e| opening(path, e))?;
+        .map_err(|e| reading(path, e))?;
     match row {
-        Some((value, crc)) if meta_crc(name, &value) == crc => Ok(value),
+        Some((value, crc)) if meta_crc(name, &value) == crc => Ok(Some(value)),
         Some(_) => Err(corrupt(path, format!("the row {name} of meta is damaged"))),
-        None => Err(corrupt(path, format!("the row {name} of meta is missing"))),
+        None => Ok(None),
     }
 }
 
@@ -219,7 +251,15 @@ pub(super) fn corrupt(path: &Path, problem: impl Into<String>) -> StoreError {
     StoreError::Corrupt { path: path.to_owned(), problem: problem.into() }
 }
 
-/// What an error while opening or reading means for people.
+/// What an error while reading means for people.
+pub(super) fn reading(path: &Path, e: rusqlite::Error) -> StoreError {
+    match opening(path, e) {
+        StoreError::Unwritable { path, source } => StoreError::Unreadable { path, source },
+        other => other,
+    }
+}
+
+/// What an error while opening for writing means for people.
 pub(super) fn opening(path: &Path, e: rusqlite::Error) -> StoreError {
     let path = path.to_owned();
     match e.sqlite_error_code() {

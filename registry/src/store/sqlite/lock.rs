@@ -16,7 +16,7 @@ const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(30);
 
 /// `path` with something after its name.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);
     name.into()

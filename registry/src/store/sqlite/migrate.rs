@@ -36,8 +36,12 @@ pub(super) fn migrate(
     layout::structure(path, db, "quick_check")?;
     let kept = beside(real, &format!(".layout{layout}"));
     // Nothing is left beside the file that the copy would lack.
-    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    let busy = db
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get::<_, bool>(0))
         .map_err(|e| opening(path, e))?;
+    if busy {
+        return Err(StoreError::InUse(path.to_owned()).into());
+    }
     keep(real, &kept).map_err(|e| StoreError::Unwritable {
         path: path.to_owned(),
         source: format!("its copy {}: {e}", kept.display()).into(),

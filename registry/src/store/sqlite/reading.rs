@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::integrity::{Checkpoint, Head, Tallies, batch_crc, row_crc};
-use super::layout::{self, LAYOUT, corrupt, opening};
+use super::layout::{self, LAYOUT, corrupt};
 use super::lock::Lock;
 use crate::state::{Command, Row, State, Table};
-use crate::store::{Builder, RestoreError, Restoring, StoreError};
+use crate::store::{Audited, Builder, RestoreError, Restoring, StoreError};
 use crate::writer::Outcome;
 
 /// What was read.
@@ -42,7 +42,7 @@ fn rows(
     checkpoint: &Checkpoint,
     into: &mut dyn Restoring,
 ) -> Result<(), RestoreError> {
-    let read = |e| opening(path, e);
+    let read = |e| layout::reading(path, e);
     let mut found = Tallies::default();
     let mut last: Option<(i64, Vec<u8>)> = None;
     let mut select =
@@ -85,7 +85,7 @@ fn batches(
     end: u64,
     into: &mut dyn Restoring,
 ) -> Result<u64, RestoreError> {
-    let read = |e| opening(path, e);
+    let read = |e| layout::reading(path, e);
     let mut size = 0;
     let mut next = applied + 1;
     let mut select =
@@ -164,7 +164,11 @@ impl Reader {
     /// # Errors
     /// When it cannot be read or is no state of this version's layout.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::new(path, |_| Ok(None))
+        Self::new(path, |_| Ok(None)).map_err(|e| match e {
+            // To be in use is all right, unless it cannot even be read.
+            StoreError::InUse(path) => StoreError::Busy(path),
+            other => other,
+        })
     }
 
     /// Opens a file that no registry has open.
@@ -183,6 +187,7 @@ impl Reader {
         path: &Path,
         lock: impl FnOnce(&Path) -> Result<Option<Lock>, StoreError>,
     ) -> Result<Self, StoreError> {
+        layout::dangling(path)?;
         let real = path
             .canonicalize()
             .map_err(|e| StoreError::Unreadable { path: path.to_owned(), source: e.into() })?;
@@ -193,7 +198,7 @@ impl Reader {
             return Err(StoreError::Older { path: path.to_owned(), layout });
         }
         // One moment for all that is read.
-        db.execute_batch("BEGIN").map_err(|e| opening(path, e))?;
+        db.execute_batch("BEGIN").map_err(|e| layout::reading(path, e))?;
         Ok(Self { path: path.to_owned(), db, _lock: lock })
     }
 
@@ -203,6 +208,14 @@ impl Reader {
     /// When it is damaged.
     pub fn structure(&self) -> Result<(), StoreError> {
         layout::structure(&self.path, &self.db, "integrity_check")
+    }
+
+    /// Where the audit log was when this was noted last.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn audited(&self) -> Result<Option<Audited>, StoreError> {
+        layout::audited(&self.path, &self.db)
     }
 
     /// Reads everything, with every check sum and cross-reference checked.
