@@ -17,7 +17,7 @@ use pilot_wire::ipc::Congestion;
 use crate::plugins::DEFAULTS;
 
 pub use keys::PROGRAM;
-pub use networks::{Proof, WantedNetwork};
+pub use networks::{Plaintext, Proof, WantedNetwork};
 pub use raw::{ConfigError, Invocation, RawConfig};
 
 /// Form of the logs on standard error.
@@ -38,6 +38,9 @@ pub struct Config {
     pub registry_pin: Option<Pin>,
     /// Networks to join and stay in.
     pub networks: Vec<WantedNetwork>,
+    /// Whether the registry's words on networks can be changed on the way, and what
+    /// is done about it.
+    pub plaintext: Plaintext,
     /// Beacon as host:port.
     pub beacon: Option<String>,
     /// UDP address of tunnels.
@@ -118,8 +121,11 @@ impl TryFrom<&RawConfig> for Config {
                 .map(|home| home.join(".pilot"))
                 .ok_or_else(|| raw.refuse("data", "is needed, since HOME is not set"))?,
         };
+        let pin = registry_pin(raw)?;
+        let safe = pin.is_some() || registry.iter().all(|address| values::is_loopback(address));
         let config = Self {
-            registry_pin: registry_pin(raw)?,
+            registry_pin: pin,
+            plaintext: plaintext(raw, safe)?,
             networks: raw.networks().to_vec(),
             listen: listen.unwrap_or_else(|| SocketAddr::from((default_listen, 0))),
             endpoint: raw.host_port("endpoint")?,
@@ -217,6 +223,17 @@ fn registry_pin(raw: &RawConfig) -> Result<Option<Pin>, ConfigError> {
             Err(raw.refuse("registry-tls", problem))
         }
         (true, false) => text.parse().map(Some).map_err(|e| raw.refuse(FINGERPRINT, e)),
+    }
+}
+
+/// What is done about networks of a registry that is not `safe`.
+fn plaintext(raw: &RawConfig, safe: bool) -> Result<Plaintext, ConfigError> {
+    const KEY: &str = "networks-over-plaintext";
+    match raw.text(KEY) {
+        "warn" | "refuse" if safe => Ok(Plaintext::Fine),
+        "warn" => Ok(Plaintext::Warn),
+        "refuse" => Ok(Plaintext::Refuse),
+        other => Err(raw.refuse(KEY, format!("is {other:?}, which is neither warn nor refuse"))),
     }
 }
 

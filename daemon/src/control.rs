@@ -27,7 +27,7 @@ pub use handle::{
 };
 pub use member::Member;
 pub(crate) use member::unix_now;
-pub(crate) use registry::RegistryError;
+pub(crate) use registry::{Answered, Moment, RegistryError};
 pub(crate) use watched::Watched;
 
 use crate::events::Events;

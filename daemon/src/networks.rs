@@ -28,8 +28,8 @@ pub use proof::Environment;
 use self::broadcast::Recipients;
 use self::status::Status;
 use self::task::Task;
-use crate::config::WantedNetwork;
-use crate::control::{Member, Watched};
+use crate::config::{Plaintext, WantedNetwork};
+use crate::control::{Member, Moment, Watched};
 use crate::events::{Events, other};
 use crate::node::NodeHandle;
 use crate::state::Store;
@@ -59,6 +59,8 @@ pub struct NetworksParts {
     pub environment: Environment,
     /// Seconds since 1970.
     pub clock: fn() -> u64,
+    /// Whether the registry's words can be changed on the way.
+    pub plaintext: Plaintext,
 }
 
 /// The networks of this node. Cheap to clone, all clones are one.
@@ -74,6 +76,7 @@ pub struct Networks {
     shared: Arc<Mutex<Published>>,
     recipients: Arc<tokio::sync::Mutex<Recipients>>,
     rechecks: Arc<Semaphore>,
+    plaintext: Plaintext,
 }
 
 /// The end of a [`Networks`] that [`NetworksInbox::run`] serves.
@@ -91,20 +94,25 @@ struct Published {
     generation: u64,
     /// How often each network may still be spoken to.
     buckets: BTreeMap<u16, broadcast::Bucket>,
+    /// Peers whose networks were forgotten because they are not watched any more.
+    forgotten: BTreeSet<NodeId>,
 }
 
 /// What the task is told. Each is answered once it counts.
 enum News {
     /// All memberships, and whether the registry's state is another one; `None`
     /// when nothing was missed.
-    Synced(Option<(Vec<Membership>, bool)>, oneshot::Sender<()>),
-    Joined(Membership, oneshot::Sender<()>),
+    Synced(Option<(Vec<Membership>, bool, Moment)>, oneshot::Sender<()>),
+    Joined(Membership, Moment, oneshot::Sender<()>),
     Left {
         network: u16,
         name: String,
         reason: String,
+        moment: Moment,
         done: oneshot::Sender<()>,
     },
+    /// The registry refuses to say what this node is in.
+    Withdrawn(oneshot::Sender<()>),
 }
 
 /// Networks as they were remembered, and their task.
@@ -123,6 +131,7 @@ pub fn channel(parts: NetworksParts) -> (Networks, NetworksInbox) {
         shared: Arc::clone(&shared),
         recipients: Arc::default(),
         rechecks: Arc::new(Semaphore::new(RECHECKS)),
+        plaintext: parts.plaintext,
     };
     let task = Task::new(parts, watched, shared);
     (networks, NetworksInbox { task, news: receiver })
@@ -147,6 +156,11 @@ impl Networks {
         serde_json::to_value(&shared.status).unwrap_or_default()
     }
 
+    /// What is amiss with all of them, for people.
+    pub fn warning(&self) -> Option<&'static str> {
+        self.plaintext.warning().filter(|_| !self.lock().status.is_empty())
+    }
+
     /// Those of `networks` that this node is in as well.
     pub(crate) fn ours(&self, networks: &[u16]) -> Vec<u16> {
         let shared = self.lock();
@@ -158,22 +172,35 @@ impl Networks {
         self.lock().generation
     }
 
-    /// The registry said what a peer is in, and perhaps not all of it.
+    /// Whether the networks of a peer were forgotten since this was last asked.
+    pub(crate) fn was_forgotten(&self, node: NodeId) -> bool {
+        self.lock().forgotten.remove(&node)
+    }
+
+    /// The registry said what a peer is in.
     pub(crate) async fn found(&self, node: NodeId, networks: &[u16]) {
         let networks = self.ours(networks);
         if networks.is_empty() {
-            // Anybody can make this node look a stranger up.
-            return;
+            // Anybody can make this node look a stranger up, and a registry that
+            // knows no networks says nothing of them.
+            if !self.member.has_session() || self.permits.shared(node).await.is_empty() {
+                return;
+            }
         }
-        let shared = self.permits.add_shared(node, &networks).await;
+        let shared = self.permits.find_shared(node, &networks).await;
         self.store.set_shared(node, &shared);
         // What came later than this answer must have the last word.
         self.watched.refresh(node);
     }
 
-    /// These are the networks that a peer shares with this node.
-    pub(crate) async fn shares(&self, node: NodeId, networks: Vec<u16>) {
-        let shared = self.permits.set_shared(node, &networks).await;
+    /// These are the networks that a peer shares with this node, and in which of
+    /// them it may broadcast.
+    pub(crate) async fn shares(&self, node: NodeId, networks: &[u16], speaks: &[u16]) {
+        if self.lock().forgotten.contains(&node) && !self.watched.has(node) {
+            // It was on its way when watching ended, after which nothing follows.
+            return;
+        }
+        let shared = self.permits.set_shared(node, networks, speaks).await;
         self.store.set_shared(node, &shared);
     }
 
@@ -201,8 +228,8 @@ impl Networks {
 
     /// All memberships, as the registry has them; `renewed` when its state is
     /// another one than before.
-    pub(crate) async fn synced(&self, memberships: Vec<Membership>, renewed: bool) {
-        self.tell(|done| News::Synced(Some((memberships, renewed)), done)).await;
+    pub(crate) async fn synced(&self, memberships: Vec<Membership>, renewed: bool, moment: Moment) {
+        self.tell(|done| News::Synced(Some((memberships, renewed, moment)), done)).await;
     }
 
     /// The session goes on, and nothing was missed that does not follow.
@@ -211,13 +238,19 @@ impl Networks {
     }
 
     /// This node is in a network, or its membership has changed.
-    pub(crate) async fn joined(&self, membership: Membership) {
-        self.tell(|done| News::Joined(membership, done)).await;
+    pub(crate) async fn joined(&self, membership: Membership, moment: Moment) {
+        self.tell(|done| News::Joined(membership, moment, done)).await;
     }
 
     /// This node is no longer in a network.
-    pub(crate) async fn left(&self, network: u16, name: String, reason: String) {
-        self.tell(|done| News::Left { network, name, reason, done }).await;
+    pub(crate) async fn left(&self, network: u16, name: String, reason: String, moment: Moment) {
+        self.tell(|done| News::Left { network, name, reason, moment, done }).await;
+    }
+
+    /// The registry was known to say what this node is in, and refuses to: that
+    /// what it said permits anything ends.
+    pub(crate) async fn withdrawn(&self) {
+        self.tell(News::Withdrawn).await;
     }
 
     /// Somebody invites this node.

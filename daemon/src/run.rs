@@ -131,6 +131,7 @@ async fn serve(config: Config, native: Native) -> anyhow::Result<()> {
         events: events.clone(),
         environment: Arc::new(|name| std::env::var(name).ok()),
         clock: control::unix_now,
+        plaintext: config.plaintext,
     });
     let plan = LoopPlan {
         config: core_config(&config),

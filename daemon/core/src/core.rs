@@ -204,7 +204,7 @@ impl Core {
             Input::IdentityKey { node, key } => self.on_identity_key(node, key, now),
             Input::Permission { node, permission } => self.set_permission(node, permission, now),
             Input::Networks(networks) => self.set_networks(networks),
-            Input::Shared { node, networks } => self.set_shared(node, networks),
+            Input::Shared { node, networks, speaks } => self.set_shared(node, networks, speaks),
             Input::TooLarge { to, len } => self.too_large(to, len, now),
         }
     }

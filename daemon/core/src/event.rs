@@ -61,6 +61,8 @@ pub enum Input<'a> {
         node: NodeId,
         /// All of them.
         networks: &'a [u16],
+        /// Those in which the peer may broadcast.
+        speaks: &'a [u16],
     },
     /// The system refused to send a datagram, as larger than the path takes
     /// (EMSGSIZE). What is larger or as large is not sent there any more.
@@ -297,11 +299,13 @@ pub enum Refusal {
     NotShared,
     /// Too many broadcasts of one peer.
     BroadcastRate,
+    /// A broadcast of a peer that may not broadcast in the network.
+    BroadcastRight,
 }
 
 impl Refusal {
     /// Every rule.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Malformed,
         Self::NotTheBeacon,
         Self::Unauthenticated,
@@ -319,6 +323,7 @@ impl Refusal {
         Self::Overload,
         Self::NotShared,
         Self::BroadcastRate,
+        Self::BroadcastRight,
     ];
 
     /// The name used in counters and logs.
@@ -341,6 +346,7 @@ impl Refusal {
             Self::Overload => "overload",
             Self::NotShared => "not_shared",
             Self::BroadcastRate => "broadcast_rate",
+            Self::BroadcastRight => "broadcast_right",
         }
     }
 }

@@ -20,7 +20,15 @@ pub const MAX_BROADCAST: usize = 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Networks {
     own: Vec<u16>,
-    shared: FxHashMap<NodeId, Box<[u16]>>,
+    shared: FxHashMap<NodeId, Shares>,
+}
+
+/// What a peer shares.
+#[derive(Debug)]
+struct Shares {
+    networks: Box<[u16]>,
+    /// Those in which it may broadcast.
+    speaks: Box<[u16]>,
 }
 
 impl Networks {
@@ -32,7 +40,14 @@ impl Networks {
     /// Whether a peer and this node are both in a network.
     pub(crate) fn shared_with(&self, node: NodeId, network: u16) -> bool {
         network == 0
-            || self.has(network) && self.shared.get(&node).is_some_and(|n| n.contains(&network))
+            || self.has(network)
+                && self.shared.get(&node).is_some_and(|s| s.networks.contains(&network))
+    }
+
+    /// Whether a broadcast of a peer in a network is taken; there is none in the
+    /// backbone.
+    pub(crate) fn may_broadcast(&self, node: NodeId, network: u16) -> bool {
+        self.shared.get(&node).is_some_and(|s| s.speaks.contains(&network))
     }
 }
 
@@ -56,11 +71,12 @@ impl Core {
         self.end_streams(self.slots(left));
     }
 
-    pub(crate) fn set_shared(&mut self, node: NodeId, networks: &[u16]) {
+    pub(crate) fn set_shared(&mut self, node: NodeId, networks: &[u16], speaks: &[u16]) {
         if networks.is_empty() {
             self.networks.shared.remove(&node);
         } else {
-            self.networks.shared.insert(node, networks.into());
+            let shares = Shares { networks: networks.into(), speaks: speaks.into() };
+            self.networks.shared.insert(node, shares);
         }
         let left = |s: &Stream| {
             let remote = s.remote.address;

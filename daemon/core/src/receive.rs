@@ -223,6 +223,9 @@ impl Core {
         if !self.networks.shared_with(node, destination.network) {
             return self.refuse(Refusal::NotShared, Some(node), to, now);
         }
+        if destination.is_broadcast() && !self.networks.may_broadcast(node, destination.network) {
+            return self.refuse(Refusal::BroadcastRight, Some(node), to, now);
+        }
         if destination.is_broadcast() && !self.peers[slot].broadcasts.take(now) {
             return self.refuse(Refusal::BroadcastRate, Some(node), to, now);
         }

@@ -70,6 +70,11 @@ pub(super) const KEYS: &[Key] = &[
     switch("encrypt", "true", "tunnels are always encrypted; only true is accepted"),
     switch("registry-tls", "false", "speak TLS to the registry; needs registry-fingerprint"),
     value("registry-fingerprint", "", "SHA-256 of the registry's certificate, which prints it"),
+    value(
+        "networks-over-plaintext",
+        "warn",
+        "networks of a registry without TLS that is not on this machine: warn or refuse",
+    ),
     value("webhook", "", "URL that events are delivered to, by the plugin sink-webhook"),
     value("metrics-listen", "", "TCP address that serves /metrics and /healthz; empty = none"),
     switch("metrics-allow-remote", "false", "let metrics-listen be reachable from other machines"),

@@ -20,6 +20,36 @@ const MAX_PROOFS: usize = 8;
 const KEYS: [&str; 2] = ["name", "proofs"];
 const SOURCES: [&str; 4] = ["value", "env", "file", "command"];
 
+/// Whether what the registry says of networks can be changed on the way, and what
+/// is done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plaintext {
+    /// It cannot: TLS, or the registry is on this machine.
+    Fine,
+    /// It can, and that is said.
+    Warn,
+    /// It could, so this node is in no networks.
+    Refuse,
+}
+
+impl Plaintext {
+    /// Why nothing is joined.
+    pub const REFUSED: &str = "networks-over-plaintext is refuse, and the registry is spoken to \
+                               without TLS; set registry-tls and registry-fingerprint";
+
+    /// What people must know.
+    pub const fn warning(self) -> Option<&'static str> {
+        match self {
+            Self::Fine => None,
+            Self::Warn => Some(
+                "networks over a plaintext registry: whoever is on the way can add members; set \
+                 registry-tls and registry-fingerprint",
+            ),
+            Self::Refuse => Some(Self::REFUSED),
+        }
+    }
+}
+
 /// A network to join and stay in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WantedNetwork {

@@ -302,3 +302,18 @@ fn tls_needs_the_fingerprint_of_the_certificate() {
     assert!(line(&["-registry-fingerprint", &hex]).contains("registry-tls is not true"));
     assert!(line(&["-registry-tls", "-registry-fingerprint", "abc"]).contains("64 hex digits"));
 }
+
+#[test]
+fn networks_over_plaintext_are_warned_of_or_refused() {
+    let plaintext = |args: &[&str]| config(args, &[]).unwrap().plaintext;
+    let far = ["-registry", "192.0.2.1:9000"];
+    let refuse = ["-networks-over-plaintext", "refuse"];
+    assert_eq!(plaintext(&refuse), Plaintext::Fine, "it is on this machine");
+    assert_eq!(plaintext(&far), Plaintext::Warn);
+    assert_eq!(plaintext(&[far, refuse].concat()), Plaintext::Refuse);
+    let hex = "ab".repeat(32);
+    let tls = ["-registry-tls", "-registry-fingerprint", &hex];
+    assert_eq!(plaintext(&[&far[..], &refuse, &tls].concat()), Plaintext::Fine);
+    let error = config(&["-networks-over-plaintext", "hope"], &[]).unwrap_err().to_string();
+    assert!(error.contains("neither warn nor refuse"), "{error}");
+}

@@ -149,6 +149,8 @@ pub struct ControlStatus {
     pub session: &'static str,
     /// What an administrator did to this node: it does not register any more.
     pub revoked: Option<String>,
+    /// What is amiss with the registry though it answers.
+    pub warning: Option<String>,
 }
 
 impl ControlStatus {
@@ -179,6 +181,7 @@ impl Default for ControlStatus {
             endpoint: None,
             session: "none",
             revoked: None,
+            warning: None,
         }
     }
 }

@@ -201,6 +201,10 @@ impl Lookups {
         if std::mem::replace(&mut self.generation, generation) != generation {
             self.fresh.clear();
         }
+        if self.networks.was_forgotten(node) {
+            // What it shares has to be found again.
+            self.fresh.remove(&node);
+        }
         let fresh = self.fresh.get(&node).is_some_and(|at| at.elapsed() < FRESH);
         if let Some(pinned) = self.pins.key(node) {
             if !fresh && !self.member.is_cut_off() {

@@ -15,7 +15,7 @@ use pilot_wire::registry::{
 use serde_json::Value;
 
 use super::handle::Call;
-use super::registry::{Limits, Registry, RegistryError};
+use super::registry::{Answered, Limits, Moment, Registry, RegistryError};
 use super::session::{Session, Standing};
 use crate::identity::Identity;
 
@@ -134,17 +134,30 @@ impl Member {
             .map(drop)
     }
 
-    /// Opens a session on the present connection.
+    /// Opens a session, and says on which connection.
     pub(super) async fn open_session(
         &self,
         peers: Vec<NodeId>,
-    ) -> Result<SessionOpened, RegistryError> {
+    ) -> Result<(SessionOpened, u64), RegistryError> {
         let node_id = self.node().ok_or(RegistryError::Unregistered)?;
         let state = self.session.state();
-        let SessionChallenged { nonce } = self.extended(Extended::SessionChallenge {}).await?;
+        let challenge = Envelope::new(Extended::SessionChallenge {});
+        let challenged = self.call_extended(&challenge, SessionChallenged::KIND).await?;
+        let SessionChallenged { nonce } = read(challenged.value)?;
         let signature = self.identity.sign(&challenge::session(node_id, &nonce));
         let (epoch, since) = (state.epoch, state.since);
-        self.extended(Extended::SessionOpen { node_id, signature, epoch, since, peers }).await
+        let open = Extended::SessionOpen { node_id, signature, epoch, since, peers };
+        let answered = self.call_extended(&Envelope::new(open), SessionOpened::KIND).await;
+        let answered = answered.map_err(|e| match e {
+            // The nonce was good only on the connection that gave it.
+            RegistryError::Refused(_)
+                if self.registry.link().borrow().opened != challenged.connection =>
+            {
+                RegistryError::Unreachable("was lost while the session was opened".to_owned())
+            }
+            other => other,
+        })?;
+        Ok((read(answered.value)?, answered.connection))
     }
 
     pub(super) async fn watch_peers(
@@ -155,15 +168,16 @@ impl Member {
         self.extended::<SessionWatched>(Extended::SessionWatch { add, remove }).await.map(drop)
     }
 
-    /// Joins a network, on a session.
+    /// Joins a network, on a session. Says when that was.
     pub(crate) async fn join_network(
         &self,
         network: network::NetworkRef,
         proofs: serde_json::Map<String, Value>,
-    ) -> Result<network::Membership, RegistryError> {
+    ) -> Result<(network::Membership, Moment), RegistryError> {
         self.need_session()?;
-        let request = Extended::NetworkJoin { network, proofs };
-        Ok(self.extended::<NetworkJoined>(request).await?.membership)
+        let request = Envelope::new(Extended::NetworkJoin { network, proofs });
+        let answered = self.call_extended(&request, NetworkJoined::KIND).await?;
+        Ok((read::<NetworkJoined>(answered.value)?.membership, answered.moment))
     }
 
     /// One of any kind; the answer, of type `expected`, is the registry's.
@@ -171,14 +185,14 @@ impl Member {
         &self,
         request: &Envelope,
         expected: &'static str,
-    ) -> Result<Value, RegistryError> {
-        self.registry.call_extended(request, expected).await
+    ) -> Result<Answered, RegistryError> {
+        let slow = matches!(request.request, Extended::NetworkJoin { .. });
+        self.registry.call_extended(request, expected, slow).await
     }
 
     /// A request beyond the published ones.
     pub(crate) async fn extended<T: Reply>(&self, request: Extended) -> Result<T, RegistryError> {
-        let value = self.registry.call_extended(&Envelope::new(request), T::KIND).await?;
-        serde_json::from_value(value).map_err(|e| RegistryError::Malformed(format!("oddly: {e}")))
+        read(self.call_extended(&Envelope::new(request), T::KIND).await?.value)
     }
 
     pub(super) async fn poll_handshakes(&self) -> Result<Handshakes, RegistryError> {
@@ -288,6 +302,10 @@ impl Member {
         let node = self.node().ok_or(RegistryError::Unregistered)?;
         Ok((node, self.identity.sign(&challenge(node))))
     }
+}
+
+fn read<T: Reply>(value: Value) -> Result<T, RegistryError> {
+    serde_json::from_value(value).map_err(|e| RegistryError::Malformed(format!("oddly: {e}")))
 }
 
 /// Seconds since 1970 by this machine's clock.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use pilot_host::events::Happening;
 use pilot_wire::NodeId;
 use pilot_wire::registry::{Handshakes, Registered};
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -17,7 +18,7 @@ use super::member::Member;
 use super::registry::RegistryError;
 use super::session::Standing;
 use super::{ControlEvent, ControlParts, ControlStatus};
-use crate::events::Events;
+use crate::events::{Events, other};
 use crate::node::NodeHandle;
 use crate::trust;
 
@@ -38,6 +39,12 @@ const REOPEN: Duration = Duration::from_secs(3);
 /// ... one that another connection of this node has taken, within this time
 /// after it, so that two daemons with one identity do not chase each other.
 const REPLACED: Duration = Duration::from_secs(30);
+/// A registry that is known to have sessions and refuses them permits nothing
+/// through networks after this.
+const WITHDRAWN: Duration = Duration::from_secs(60);
+/// What is said of it.
+const REFUSES: &str = "this registry was known to have sessions and now refuses them; what networks \
+                       permit ends after 60 seconds without one";
 /// While an answer is expected, handshakes are fetched this often ...
 const EAGER_POLL: Duration = Duration::from_secs(1);
 /// ... for this long, ...
@@ -86,6 +93,11 @@ pub(super) struct Membership {
     last_round: Instant,
     /// When a session that ended is opened again.
     reopen: Option<Instant>,
+    /// When what networks permit ends, since the registry refuses sessions that it
+    /// was known to have.
+    withdraw: Option<Instant>,
+    /// It refuses them.
+    refuses: bool,
 }
 
 impl Membership {
@@ -106,6 +118,8 @@ impl Membership {
             was_registered: false,
             last_round: Instant::now(),
             reopen: None,
+            withdraw: None,
+            refuses: false,
         }
     }
 
@@ -169,7 +183,8 @@ impl Membership {
             Order::Observed(endpoint) => self.observed = Some(endpoint),
             Order::Expect => self.expected_since = Some(Instant::now()),
             // Dropping the sender is the answer: nothing was fetched.
-            Order::Poll(_) | Order::Left | Order::Fetch | Order::Ended(_) => {}
+            Order::Ended(code) => self.put_off(&code),
+            Order::Poll(_) | Order::Left | Order::Fetch => {}
         }
     }
 
@@ -255,7 +270,8 @@ impl Membership {
         self.failed = 0;
         self.parts.node.control(ControlEvent::Registered { node, address }).await;
         self.open_session().await;
-        self.tell_everything().await;
+        // Whoever has to register anew is not known there with its trust.
+        self.tell_everything(true).await;
         tracing::info!(%node, %address, endpoint = listen_addr, "registered");
         self.status.send_modify(|s| {
             s.node = Some(node);
@@ -274,46 +290,50 @@ impl Membership {
         self.poll().await;
     }
 
-    /// Tells the registry all it must know of this node; it may have forgotten
-    /// some, or not have heard it.
-    async fn tell_everything(&mut self) {
+    /// Tells the registry what it must know of this node: what it has not heard,
+    /// and `all` trust when it may have forgotten some.
+    async fn tell_everything(&mut self, all: bool) {
         self.told_on = self.opened();
         self.restore().await;
-        self.parts.trust.send(trust::Command::Joined).await;
+        self.parts.trust.send(trust::Command::Joined { all }).await;
     }
 
-    /// Opens a session, if that has not been tried on this connection. A
-    /// published registry does not know the request; it is polled then.
-    async fn open_session(&mut self) {
+    /// Opens a session, if that has not been tried on this connection and is not
+    /// put off. A published registry does not know the request; it is polled
+    /// then. Returns whether the registry may have lost what it was told.
+    async fn open_session(&mut self) -> bool {
         let (member, networks) = (self.parts.member.clone(), self.parts.networks.clone());
         let session = member.session();
+        // One that the registry ended has its time, also when the connection went
+        // with it.
+        if self.reopen.is_some_and(|at| at > Instant::now()) {
+            return false;
+        }
         self.reopen = None;
         let connection = self.opened();
         if session.was_tried(connection) {
-            return;
+            return false;
         }
         session.begin();
         let result = member.open_session(networks.watched().take_all()).await;
-        // It may be another one meanwhile: the nonce was good only on this.
-        let now = self.opened();
         let standing = match result {
-            Ok(opened) => {
+            Ok((opened, on)) => {
                 let known = self.parts.store.epoch();
-                let renewed = known.as_ref() != Some(&opened.epoch);
-                self.parts.store.set_epoch(opened.epoch.clone());
-                session.opened(now, opened.epoch, renewed && !opened.resumed);
+                let renewed = !opened.resumed && known.as_ref() != Some(&opened.epoch);
+                session.opened(on, opened.epoch, opened.resumed, renewed);
                 if opened.resumed {
                     networks.resumed().await;
                 }
                 tracing::info!(resumed = opened.resumed, "session with the registry");
                 networks.watched().tell();
-                self.status.send_modify(|s| s.session = "open");
-                return;
+                (self.withdraw, self.refuses) = (None, false);
+                self.status.send_modify(|s| (s.session, s.warning) = ("open", None));
+                return renewed;
             }
             Err(RegistryError::Refused(reply))
                 if matches!(reply.code.as_deref(), None | Some("unknown_type")) =>
             {
-                tracing::info!("the registry has no sessions; it is asked for news every so often");
+                self.without_sessions();
                 Standing::Unsupported
             }
             Err(e) => {
@@ -324,6 +344,27 @@ impl Membership {
         session.failed(connection, standing);
         let text = if standing == Standing::Unsupported { "unsupported" } else { "none" };
         self.status.send_modify(|s| s.session = text);
+        standing == Standing::Unsupported
+    }
+
+    /// The registry says that it has no sessions. One that had some may be another
+    /// one now, or somebody on the way.
+    fn without_sessions(&mut self) {
+        let store = &self.parts.store;
+        if store.epoch().is_none() && store.memberships().is_empty() {
+            tracing::info!("the registry has no sessions; it is asked for news every so often");
+            return;
+        }
+        if std::mem::replace(&mut self.refuses, true) {
+            return;
+        }
+        tracing::error!("{REFUSES}");
+        self.withdraw = Some(Instant::now() + WITHDRAWN);
+        self.status.send_modify(|s| s.warning = Some(REFUSES.to_owned()));
+        let registry = self.parts.settings.registry.clone();
+        self.parts.events.emit(|| {
+            other("registry.sessions_refused", json!({"reason": REFUSES, "registry": registry}))
+        });
     }
 
     /// The time between heartbeats.
@@ -398,7 +439,7 @@ impl Membership {
         let mut next_beat = Instant::now() + self.interval();
         loop {
             let poll = self.next_poll();
-            let reopen = self.reopen;
+            let (reopen, withdraw) = (self.reopen, self.withdraw);
             tokio::select! {
                 () = sleep_until(next_beat) => {
                     if !self.beat().await {
@@ -407,8 +448,14 @@ impl Membership {
                     next_beat = Instant::now() + self.interval();
                 }
                 () = sleep_until(reopen.unwrap_or(next_beat)), if reopen.is_some() => {
-                    self.open_session().await;
+                    if self.open_session().await {
+                        self.parts.trust.send(trust::Command::Joined { all: true }).await;
+                    }
                     next_beat = Instant::now() + self.interval();
+                }
+                () = sleep_until(withdraw.unwrap_or(next_beat)), if withdraw.is_some() => {
+                    self.withdraw = None;
+                    self.parts.networks.withdrawn().await;
                 }
                 () = sleep_until(poll.unwrap_or(next_beat)), if poll.is_some() => self.poll().await,
                 changed = link.changed() => {
@@ -471,7 +518,7 @@ impl Membership {
     async fn session_ended(&mut self, code: &str) -> bool {
         tracing::info!("the registry ended the session: {code}");
         self.status.send_modify(|s| s.session = "none");
-        let again = match code {
+        match code {
             "revoked" => {
                 self.revoked("said the registry");
                 self.stay_away().await;
@@ -485,11 +532,18 @@ impl Membership {
                 self.stay_away().await;
                 return false;
             }
+            _ => self.put_off(code),
+        }
+        true
+    }
+
+    /// A session that ended with this code is not opened again at once.
+    fn put_off(&mut self, code: &str) {
+        let again = match code {
             "replaced" => REPLACED + REPLACED.mul_f64(rand::random_range(0.0..1.0)),
             _ => REOPEN.mul_f64(rand::random_range(0.0..1.0)),
         };
         self.reopen = Some(Instant::now() + again);
-        true
     }
 
     /// Whether to go on.
@@ -504,12 +558,9 @@ impl Membership {
                 self.failed = 0;
                 let new = self.told_on != self.opened();
                 if new {
-                    // One that the registry ended has its time, also when the
-                    // connection went with it.
-                    if self.reopen.is_none() {
-                        self.open_session().await;
-                    }
-                    self.tell_everything().await;
+                    // Without a session nothing says what the registry still knows.
+                    let lost = self.open_session().await || !self.parts.member.has_session();
+                    self.tell_everything(lost).await;
                 }
                 if new || !session || self.last_round.elapsed() >= self.parts.settings.keepalive {
                     self.round(new).await;
@@ -546,7 +597,9 @@ impl Membership {
         if !new && lacking && self.reopen.is_none() {
             // Whatever stood against it may have gone.
             self.parts.member.session().forget();
-            self.open_session().await;
+            if self.open_session().await {
+                self.parts.trust.send(trust::Command::Joined { all: true }).await;
+            }
         }
         if new || !self.parts.member.has_session() {
             self.poll().await;

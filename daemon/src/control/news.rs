@@ -2,15 +2,18 @@
 //! one after the other, in their order, and never wait for the registry: what
 //! must ask it is left to others.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use pilot_host::events::Happening;
 use pilot_wire::NodeId;
 use pilot_wire::registry::session::{News, PeerView, Push, Sync, TrustView};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::membership::Order;
+use super::registry::{Moment, Told};
 use super::session::Standing;
 use super::{ControlEvent, ControlParts};
 use crate::trust::Command;
@@ -21,6 +24,8 @@ const MAX_SEEN: usize = 4096;
 /// Trust as young as this is not ended by what the registry says before it has
 /// also said that it is mutual: the peer may still be about to state it anew.
 const YOUNG: u64 = 60;
+/// A revocation that may have come too early is looked at again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(YOUNG + 1);
 
 pub(super) struct Listener {
     parts: ControlParts,
@@ -28,6 +33,9 @@ pub(super) struct Listener {
     /// With whom the registry has said that trust is mutual.
     mutual: HashSet<NodeId>,
     endpoints: HashMap<NodeId, SocketAddr>,
+    /// Revocations of trust that may have been too young to end, and when they are
+    /// looked at again. Only of trusted nodes, so no more than those.
+    early: BTreeMap<NodeId, Instant>,
     /// Other keys than the pinned ones, of which has been told.
     foreign: HashMap<NodeId, [u8; 32]>,
 }
@@ -40,37 +48,53 @@ impl Listener {
             mutual: HashSet::new(),
             endpoints: HashMap::new(),
             foreign: HashMap::new(),
+            early: BTreeMap::new(),
         }
     }
 
     pub(super) async fn run(mut self) {
         let Some(mut news) = self.parts.member.registry().take_news() else { return };
         let mut session = self.parts.member.session().watch();
-        while let Some((connection, push)) = news.recv().await {
+        loop {
+            let next = self.early.values().min().copied();
+            let told = tokio::select! {
+                told = news.recv() => told,
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                    self.look_again().await;
+                    continue;
+                }
+            };
+            let Some(Told { connection, moment, push }) = told else { return };
             // They may come before the answer that opens the session was read.
             if session.wait_for(|s| s.standing != Standing::Opening).await.is_err() {
                 return;
             }
-            self.take(connection, push).await;
+            self.take(connection, moment, push).await;
         }
     }
 
-    async fn take(&mut self, connection: u64, Push { seq, news }: Push) {
+    async fn take(&mut self, connection: u64, moment: Moment, Push { seq, news }: Push) {
         let state = self.parts.member.session().state();
         if state.connection != connection || state.standing != Standing::Open {
             // Of a session that is over: the next one says it again.
             return;
         }
         match news {
-            News::Sync(sync) => self.sync(sync, state.renewed).await,
+            News::Sync(sync) => {
+                self.sync(sync, state.renewed, moment).await;
+                // Only now: a daemon that ends before it finds out again.
+                if let Some(epoch) = self.parts.member.session().synced(connection) {
+                    self.parts.store.set_epoch(epoch);
+                }
+            }
             News::Trust(view) => self.trust(view).await,
             News::Handshakes {} => self.order(Order::Fetch).await,
             News::Peer(view) => self.peer(view).await,
             News::Joined(membership) => {
-                self.parts.networks.joined(membership).await;
+                self.parts.networks.joined(membership, moment).await;
             }
             News::Left { network, name, reason } => {
-                self.parts.networks.left(network, name, reason).await;
+                self.parts.networks.left(network, name, reason, moment).await;
             }
             News::Invited(invitation) => self.parts.networks.invited(&invitation),
             News::Ended { code } => {
@@ -92,9 +116,10 @@ impl Listener {
 
     /// All of it. When the registry has another state than before, it may have
     /// lost statements of trust: they are made again instead of being believed.
-    async fn sync(&mut self, sync: Sync, renewed: bool) {
+    async fn sync(&mut self, sync: Sync, renewed: bool, moment: Moment) {
         let Sync { trust, revoked_by, handshakes, memberships, peers, invitations } = sync;
         self.mutual = trust.into_iter().collect();
+        self.early.clear();
         if renewed {
             tracing::info!("the registry's state is another one; trust is stated again");
             self.parts.member.session().settle();
@@ -103,7 +128,7 @@ impl Listener {
                 self.revoked(node).await;
             }
         }
-        self.parts.networks.synced(memberships, renewed).await;
+        self.parts.networks.synced(memberships, renewed, moment).await;
         for peer in peers {
             self.peer(peer).await;
         }
@@ -120,13 +145,36 @@ impl Listener {
         if revoked {
             self.revoked(node_id).await;
             self.mutual.remove(&node_id);
-        } else if mutual {
+            return;
+        }
+        self.early.remove(&node_id);
+        if mutual {
             self.mutual.insert(node_id);
         }
     }
 
-    async fn revoked(&self, node: NodeId) {
+    /// What the registry said of these last still stands, or it would have said
+    /// so; the trust is not young any more, unless it was made anew.
+    async fn look_again(&mut self) {
+        let now = Instant::now();
+        let due = |(node, at): (&NodeId, &Instant)| (*at <= now).then_some(*node);
+        let due: Vec<NodeId> = self.early.iter().filter_map(due).collect();
+        for node in due {
+            self.early.remove(&node);
+            if !self.parts.member.has_session() {
+                // It is told once there is one, or in the sync.
+                self.early.insert(node, now + LOOK_AGAIN);
+            } else if self.parts.pins.is_trusted(node) {
+                self.revoked(node).await;
+            }
+        }
+    }
+
+    async fn revoked(&mut self, node: NodeId) {
         let young = if self.mutual.contains(&node) { 0 } else { YOUNG };
+        if young > 0 && self.parts.pins.is_trusted(node) {
+            self.early.insert(node, Instant::now() + LOOK_AGAIN);
+        }
         self.parts.trust.send(Command::RevokedByPeer { node, young }).await;
     }
 
@@ -141,9 +189,9 @@ impl Listener {
         if let Some(endpoint) = view.endpoint.as_deref().and_then(|e| e.parse().ok()) {
             self.endpoint(node, endpoint).await;
         }
-        let networks = view.shared_networks.clone();
+        let (networks, speaks) = (view.shared_networks.clone(), view.may_broadcast.clone());
         self.parts.peers.see(view);
-        self.parts.networks.shares(node, networks).await;
+        self.parts.networks.shares(node, &networks, &speaks).await;
     }
 
     /// The key that a peer has now. A pinned one stands against it: the tunnel

@@ -3,6 +3,7 @@
 //! nothing of what is asked or said.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -35,16 +36,20 @@ const READ_SIZE: usize = 8 << 10;
 pub(crate) struct Limits {
     /// Time to connect.
     pub connect: Duration,
-    /// Time for an answer, after which the connection counts as dead.
+    /// Time without any answer, after which the connection counts as dead.
     pub answer: Duration,
     /// First pause between attempts to connect; it doubles each time.
     pub first_pause: Duration,
     /// Longest pause between attempts.
     pub longest_pause: Duration,
+    /// Time for the answer to a join: the registry asks the network's rules, of
+    /// which each has its own time.
+    pub join: Duration,
     /// Time for the answer to a heartbeat on a session.
     pub beat: Duration,
     /// Time between heartbeats on a session. With `beat` it stays below the 10
-    /// seconds in which a registry that is gone has to be noticed.
+    /// seconds in which a registry that is gone has to be noticed; while a join
+    /// waits, it is noticed within `join`.
     pub beat_interval: Duration,
     /// After a session is lost, the next attempt to connect comes at a random
     /// moment within this time, so that all nodes of a registry that restarts
@@ -56,6 +61,7 @@ impl Limits {
     pub(crate) const DEFAULT: Self = Self {
         connect: Duration::from_secs(5),
         answer: Duration::from_secs(10),
+        join: Duration::from_secs(60),
         first_pause: Duration::from_millis(500),
         longest_pause: Duration::from_secs(30),
         beat: Duration::from_millis(4500),
@@ -151,9 +157,24 @@ pub(crate) struct Link {
 struct Job {
     frame: Vec<u8>,
     expected: &'static str,
-    /// Time for the answer, once all before it are there.
+    /// Time for the answer, from the last sign of life.
     limit: Duration,
-    answer: oneshot::Sender<Result<Value, Failure>>,
+    /// What comes behind it waits as long as it does.
+    slow: bool,
+    answer: oneshot::Sender<Result<Answered, Failure>>,
+}
+
+/// A place in what the registry says, news and answers in their order, over all
+/// connections: a greater one was said later.
+pub(crate) type Moment = u64;
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) value: Value,
+    /// The connection that it came on.
+    pub(crate) connection: u64,
+    pub(crate) moment: Moment,
 }
 
 /// Why the connection gave no answer.
@@ -172,10 +193,34 @@ pub(crate) struct Registry {
     limits: Limits,
     link: watch::Receiver<Link>,
     news: Arc<Mutex<Option<mpsc::Receiver<Told>>>>,
+    /// Slow requests under way.
+    slow: Arc<AtomicUsize>,
 }
 
-/// A frame of news, and the number of the connection that it came on.
-pub(crate) type Told = (u64, Push);
+/// A frame of news.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// The connection that it came on.
+    pub(crate) connection: u64,
+    pub(crate) moment: Moment,
+    pub(crate) push: Push,
+}
+
+/// Counts a slow request while it is under way.
+struct Slow<'a>(&'a AtomicUsize);
+
+impl<'a> Slow<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Slow<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Registry {
     /// Connects to `address` in the background, for ever, with TLS when a
@@ -192,10 +237,11 @@ impl Registry {
         let (sender, watcher) = watch::channel(link);
         if let Some(address) = address {
             let connection =
-                Connection { address, pin, limits, jobs: receiver, link: sender, news };
+                Connection { address, pin, limits, jobs: receiver, link: sender, news, told: 0 };
             tokio::spawn(connection.run());
         }
-        Self { jobs, limits, link: watcher, news: Arc::new(Mutex::new(Some(told))) }
+        let news = Arc::new(Mutex::new(Some(told)));
+        Self { jobs, limits, link: watcher, news, slow: Arc::default() }
     }
 
     /// Watches the connection.
@@ -227,18 +273,21 @@ impl Registry {
         limit: Duration,
     ) -> Result<T, RegistryError> {
         let frame = framed(|out| request.append_to(out))?;
-        read_reply(self.once(frame, T::KIND, limit).await?)
+        read_reply(self.once(frame, T::KIND, limit, false).await?.value)
     }
 
     /// The same for a request beyond the published ones. It is not repeated:
-    /// some of these make something anew each time.
+    /// some of these make something anew each time. A slow one has the time of a
+    /// join.
     pub(crate) async fn call_extended(
         &self,
         request: &Envelope,
         expected: &'static str,
-    ) -> Result<Value, RegistryError> {
+        slow: bool,
+    ) -> Result<Answered, RegistryError> {
         let frame = framed(|out| request.append_to(out))?;
-        self.once(frame, expected, self.limits.answer).await
+        let limit = if slow { self.limits.join } else { self.limits.answer };
+        self.once(frame, expected, limit, slow).await
     }
 
     async fn once(
@@ -246,8 +295,9 @@ impl Registry {
         frame: Vec<u8>,
         expected: &'static str,
         limit: Duration,
-    ) -> Result<Value, RegistryError> {
-        self.submit(frame, expected, limit).await.map_err(|failure| match failure {
+        slow: bool,
+    ) -> Result<Answered, RegistryError> {
+        self.submit(frame, expected, limit, slow).await.map_err(|failure| match failure {
             Failure::Lost(reason) => RegistryError::Unreachable(reason),
             Failure::Final(error) => error,
         })
@@ -263,8 +313,8 @@ impl Registry {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.submit(frame.clone(), expected, self.limits.answer).await {
-                Ok(value) => return Ok(value),
+            match self.submit(frame.clone(), expected, self.limits.answer, false).await {
+                Ok(answered) => return Ok(answered.value),
                 Err(Failure::Lost(_)) if tries == 1 => {}
                 Err(Failure::Lost(reason)) => return Err(RegistryError::Unreachable(reason)),
                 Err(Failure::Final(error)) => return Err(error),
@@ -277,9 +327,11 @@ impl Registry {
         frame: Vec<u8>,
         expected: &'static str,
         limit: Duration,
-    ) -> Result<Value, Failure> {
+        slow: bool,
+    ) -> Result<Answered, Failure> {
         let (answer, result) = oneshot::channel();
-        let job = Job { frame, expected, limit, answer };
+        let job = Job { frame, expected, limit, slow, answer };
+        let _counted = slow.then(|| Slow::begin(&self.slow));
         match timeout(self.limits.answer, self.jobs.send(job)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(self.unreachable()),
@@ -288,7 +340,13 @@ impl Registry {
                 return Err(Failure::Final(RegistryError::Unreachable(reason)));
             }
         }
-        match timeout(self.limits.connect + self.limits.answer, result).await {
+        // The connection sees to it that an answer comes or it ends; this is
+        // for what waits behind others for ever.
+        let mut patience = self.limits.connect + self.limits.answer;
+        if self.slow.load(Ordering::Relaxed) > 0 {
+            patience += self.limits.join;
+        }
+        match timeout(patience, result).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(self.unreachable()),
         }
@@ -320,14 +378,36 @@ struct Connection {
     jobs: mpsc::Receiver<Job>,
     link: watch::Sender<Link>,
     news: mpsc::Sender<Told>,
+    /// News so far.
+    told: u64,
 }
 
 /// A request that waits for its answer.
 struct Waiting {
     expected: &'static str,
-    answer: oneshot::Sender<Result<Value, Failure>>,
+    answer: oneshot::Sender<Result<Answered, Failure>>,
     since: Instant,
     limit: Duration,
+    slow: bool,
+}
+
+/// When the connection counts as dead, and the limit that says so: none of the
+/// requests that wait may be without an answer, its own or one before it, for
+/// longer than its limit. Only behind a slow one they wait for that one's limit.
+fn deadline(waiting: &VecDeque<Waiting>, turn: Instant) -> Option<(Instant, Duration)> {
+    let mut behind: Option<Instant> = None;
+    let mut soonest: Option<(Instant, Duration)> = None;
+    for one in waiting {
+        let own = one.since.max(turn) + one.limit;
+        let at = behind.map_or(own, |slow| slow.max(own));
+        if one.slow {
+            behind = Some(at);
+        }
+        if soonest.is_none_or(|(soonest, _)| at < soonest) {
+            soonest = Some((at, one.limit));
+        }
+    }
+    soonest
 }
 
 enum Ended {
@@ -409,7 +489,7 @@ impl Connection {
         let mut out: Vec<u8> = Vec::new();
         let mut sent = 0;
         let mut flushed = true;
-        // When the request that is answered next became the next.
+        // When the last answer came.
         let mut turn = Instant::now();
         let reason = loop {
             while waiting.len() < IN_FLIGHT
@@ -421,9 +501,7 @@ impl Connection {
                 out.clear();
                 sent = 0;
             }
-            let (deadline, limit) = waiting
-                .front()
-                .map_or((turn, Duration::ZERO), |w| (w.since.max(turn) + w.limit, w.limit));
+            let (deadline, limit) = deadline(&waiting, turn).unwrap_or((turn, Duration::ZERO));
             let before = waiting.len();
             let result = tokio::select! {
                 read = reader.read_buf(input.space(READ_SIZE)) => match read {
@@ -461,7 +539,7 @@ impl Connection {
     }
 
     fn answer_all(
-        &self,
+        &mut self,
         input: &mut FrameBuffer,
         waiting: &mut VecDeque<Waiting>,
     ) -> Result<(), String> {
@@ -481,7 +559,9 @@ impl Connection {
                 Err(problem) => (Err(RegistryError::Malformed(problem.clone())), Some(problem)),
             };
             // An error means that the caller no longer waits.
-            let _ = first.answer.send(result.map_err(Failure::Final));
+            let (connection, moment) = (self.link.borrow().opened, 2 * self.told + 1);
+            let answered = |value| Answered { value, connection, moment };
+            let _ = first.answer.send(result.map(answered).map_err(Failure::Final));
             if let Some(problem) = broken {
                 return Err(format!("it answered {problem}"));
             }
@@ -491,7 +571,7 @@ impl Connection {
     }
 
     /// What cannot be read is left out: it may be of a later version.
-    fn take_push(&self, body: &[u8]) -> Result<(), String> {
+    fn take_push(&mut self, body: &[u8]) -> Result<(), String> {
         let push = match serde_json::from_slice::<Push>(body) {
             Ok(push) => push,
             Err(e) => {
@@ -499,8 +579,9 @@ impl Connection {
                 return Ok(());
             }
         };
-        let opened = self.link.borrow().opened;
-        self.news.try_send((opened, push)).map_err(|_| {
+        self.told += 1;
+        let (connection, moment) = (self.link.borrow().opened, 2 * self.told);
+        self.news.try_send(Told { connection, moment, push }).map_err(|_| {
             "more news came than this node could handle; it goes on from where it is".to_owned()
         })
     }
@@ -532,8 +613,8 @@ impl Connection {
 
 fn enqueue(job: Job, out: &mut Vec<u8>, waiting: &mut VecDeque<Waiting>) {
     out.extend_from_slice(&job.frame);
-    let Job { expected, limit, answer, .. } = job;
-    waiting.push_back(Waiting { expected, answer, since: Instant::now(), limit });
+    let Job { expected, limit, slow, answer, .. } = job;
+    waiting.push_back(Waiting { expected, answer, since: Instant::now(), limit, slow });
 }
 
 fn fail(job: Job, reason: &str) {

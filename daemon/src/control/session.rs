@@ -17,8 +17,11 @@ pub(crate) struct State {
     pub(crate) connection: u64,
     /// What came of it.
     pub(crate) standing: Standing,
-    /// The registry's state that the numbers are of; empty before the first.
+    /// The registry's state that the numbers are of and all of which was handled;
+    /// empty before the first.
     pub(crate) epoch: String,
+    /// That of the open session, while its sync has not been handled.
+    pub(crate) unsynced: Option<String>,
     /// Number of the last news that were handled in that epoch.
     pub(crate) since: u64,
     /// The registry has another state than when this node was last told
@@ -73,13 +76,12 @@ impl Session {
     }
 
     /// It is open on `connection`. When what was missed follows, numbers go on
-    /// from where they are, else they begin with the next news. `renewed` says
-    /// that the registry's state is another than was known.
-    pub(crate) fn opened(&self, connection: u64, epoch: String, renewed: bool) {
+    /// from where they are; else they begin with the sync, once that was handled:
+    /// a session that is lost before it begins where the last one was. `renewed`
+    /// says that the registry's state is another than was known.
+    pub(crate) fn opened(&self, connection: u64, epoch: String, resumed: bool, renewed: bool) {
         self.0.send_modify(|state| {
-            if state.epoch != epoch {
-                (state.epoch, state.since) = (epoch, 0);
-            }
+            state.unsynced = (!resumed).then_some(epoch);
             (state.connection, state.standing) = (connection, Standing::Open);
             state.renewed = renewed;
         });
@@ -93,11 +95,27 @@ impl Session {
     /// News of `connection` have been handled up to `seq`.
     pub(crate) fn handled(&self, connection: u64, seq: u64) {
         self.0.send_if_modified(|state| {
-            if state.connection == connection {
+            if state.connection == connection && state.unsynced.is_none() {
                 state.since = state.since.max(seq);
             }
             false
         });
+    }
+
+    /// The sync of the session on `connection` was handled. Returns the name of
+    /// the registry's state that it was of.
+    pub(crate) fn synced(&self, connection: u64) -> Option<String> {
+        let mut synced = None;
+        self.0.send_if_modified(|state| {
+            if state.connection == connection
+                && let Some(epoch) = state.unsynced.take()
+            {
+                synced = Some(epoch.clone());
+                (state.epoch, state.since) = (epoch, 0);
+            }
+            false
+        });
+        synced
     }
 
     /// What the registry lost is told to it again, as of now.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use self::mock::{Mock, Mood, until};
 use super::registry::{Limits, Registry};
 use super::*;
-use crate::config::WantedNetwork;
+use crate::config::{Plaintext, WantedNetwork};
 use crate::events::tests::Heard;
 use crate::identity::Identity;
 use crate::networks::{self, Networks, NetworksParts, Permits};
@@ -27,6 +27,7 @@ use crate::trust::{self, Command, Pins, TrustState};
 const LIMITS: Limits = Limits {
     connect: Duration::from_secs(2),
     answer: Duration::from_millis(300),
+    join: Duration::from_secs(2),
     first_pause: Duration::from_millis(10),
     longest_pause: Duration::from_millis(50),
     beat: Duration::from_millis(200),
@@ -101,7 +102,7 @@ fn rig_with(
 fn shown(order: &Order) -> Option<String> {
     Some(match order {
         Order::Permission { node, permission } => format!("{node} {permission:?}"),
-        Order::Shared { node, networks } => format!("{node} shares {networks:?}"),
+        Order::Shared { node, networks, .. } => format!("{node} shares {networks:?}"),
         Order::Networks(networks) => format!("in {networks:?}"),
         Order::Broadcast { recipients, .. } => {
             format!("broadcast to {:?}", recipients.iter().map(|n| n.0).collect::<Vec<_>>())
@@ -164,6 +165,7 @@ pub(crate) fn rig_of(mock: &Mock, setting: Setting) -> Rig {
         events: said.events(),
         environment: Arc::new(|_| None),
         clock: setting.clock,
+        plaintext: Plaintext::Fine,
     });
     tasks.spawn(inbox_of_networks.run());
     let parts = ControlParts {
@@ -253,7 +255,7 @@ async fn joins_restores_and_stays() {
     assert_eq!(mock.last("set_task_exec").unwrap()["enabled"], true);
     until("events", || rig.has(&registered(7)) && rig.has(&ControlEvent::RegistryUp)).await;
     until("trust is told", || {
-        rig.commands.lock().unwrap().iter().any(|c| matches!(c, Command::Joined))
+        rig.commands.lock().unwrap().iter().any(|c| matches!(c, Command::Joined { .. }))
     })
     .await;
     until("heartbeats", || mock.count("heartbeat") > 3 && mock.count("poll_handshakes") > 3).await;
@@ -335,7 +337,7 @@ async fn comes_back_after_a_registry_that_forgot_everything() {
         rig.said.names().into_iter().filter(|name| name.starts_with("registry.")).collect();
     assert_eq!(said, ["registry.up", "registry.down", "registry.up"]);
     let joins =
-        rig.commands.lock().unwrap().iter().filter(|c| matches!(c, Command::Joined)).count();
+        rig.commands.lock().unwrap().iter().filter(|c| matches!(c, Command::Joined { .. })).count();
     assert_eq!(joins, 2);
 }
 
@@ -344,8 +346,9 @@ async fn after_a_restart_the_registry_is_told_everything_again() {
     let mut mock = Mock::started().await;
     let wish = |store: &Store| store.wish(|w| w.hostname = "agent".into());
     let rig = rig_with(&mock, wish, &TrustState::default(), None);
-    let reports =
-        || rig.commands.lock().unwrap().iter().filter(|c| matches!(c, Command::Joined)).count();
+    let reports = || {
+        rig.commands.lock().unwrap().iter().filter(|c| matches!(c, Command::Joined { .. })).count()
+    };
     rig.joined().await;
     until("told", || reports() == 1).await;
     mock.stop().await;
@@ -544,7 +547,7 @@ async fn relayed_handshakes_reach_trust_with_their_keys() {
     rig.handle.poll_handshakes().await;
     let got = || {
         let mut commands = rig.commands.lock().unwrap();
-        commands.retain(|c| !matches!(c, Command::Joined));
+        commands.retain(|c| !matches!(c, Command::Joined { .. }));
         format!("{commands:?}")
     };
     let request = format!(

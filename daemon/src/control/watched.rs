@@ -11,6 +11,9 @@ use tokio::sync::Notify;
 
 use super::member::Member;
 
+/// Peers that left and of which nobody has been told; beyond it one is never told
+/// of. More cannot be permitted by networks.
+const MAX_EVICTED: usize = 65_536;
 /// Changes are gathered for this long before they are told.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -20,6 +23,7 @@ const GATHER: Duration = Duration::from_millis(20);
 pub(crate) struct Watched {
     inner: Arc<Mutex<Inner>>,
     changed: Arc<Notify>,
+    left: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -31,6 +35,8 @@ struct Inner {
     /// Not told yet.
     add: BTreeSet<NodeId>,
     remove: BTreeSet<NodeId>,
+    /// Left to make room, and nobody has been told.
+    evicted: BTreeSet<NodeId>,
 }
 
 impl Watched {
@@ -38,6 +44,24 @@ impl Watched {
     pub(crate) fn touch(&self, node: NodeId) {
         if self.lock().touch(node) {
             self.changed.notify_one();
+            self.left.notify_one();
+        }
+    }
+
+    /// Whether a peer is watched.
+    pub(crate) fn has(&self, node: NodeId) -> bool {
+        self.lock().ages.contains_key(&node)
+    }
+
+    /// Those that left to make room, as soon as there are some: what changes with
+    /// them is not told any more.
+    pub(crate) async fn evicted(&self) -> BTreeSet<NodeId> {
+        loop {
+            let evicted = std::mem::take(&mut self.lock().evicted);
+            if !evicted.is_empty() {
+                return evicted;
+            }
+            self.left.notified().await;
         }
     }
 
@@ -48,6 +72,7 @@ impl Watched {
         inner.add.insert(node);
         drop(inner);
         self.changed.notify_one();
+        self.left.notify_one();
     }
 
     /// How every watched peer is now is to be told again.
@@ -117,6 +142,7 @@ impl Inner {
             return false;
         }
         self.remove.remove(&node);
+        self.evicted.remove(&node);
         self.add.insert(node);
         if self.order.len() > MAX_WATCHED
             && let Some((_, oldest)) = self.order.pop_first()
@@ -124,6 +150,10 @@ impl Inner {
             self.ages.remove(&oldest);
             self.add.remove(&oldest);
             self.remove.insert(oldest);
+            self.evicted.insert(oldest);
+            if self.evicted.len() > MAX_EVICTED {
+                self.evicted.pop_first();
+            }
         }
         true
     }
@@ -147,7 +177,10 @@ mod tests {
         let told = |set: &BTreeSet<NodeId>| set.iter().map(|n| n.0).collect::<Vec<_>>();
         assert_eq!(told(&watched.lock().add), [bound + 1]);
         assert_eq!(told(&watched.lock().remove), [2]);
+        assert!(!watched.has(NodeId(2)));
+        assert_eq!(told(&watched.lock().evicted), [2]);
         watched.touch(NodeId(2));
+        assert_eq!(told(&watched.lock().evicted), [3]);
         assert_eq!(told(&watched.lock().remove), [3], "it is back before it was told");
         assert_eq!(watched.take_all().len(), MAX_WATCHED);
         watched.refresh_all();

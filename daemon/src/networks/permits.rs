@@ -35,11 +35,18 @@ struct Inner {
 struct Reasons {
     trust: bool,
     networks: BTreeSet<u16>,
+    /// Those in which it may broadcast.
+    speaks: BTreeSet<u16>,
 }
 
 impl Reasons {
     fn permit(&self) -> bool {
         self.trust || !self.networks.is_empty()
+    }
+
+    fn leave(&mut self, gone: impl Fn(u16) -> bool) {
+        self.networks.retain(|n| !gone(*n));
+        self.speaks.retain(|n| !gone(*n));
     }
 }
 
@@ -59,14 +66,20 @@ impl Permits {
     }
 
     /// These are all networks that a peer is in, as far as this node is in them
-    /// too. Returns which of them count.
-    pub async fn set_shared(&self, node: NodeId, networks: &[u16]) -> BTreeSet<u16> {
-        self.share(node, networks, true).await
+    /// too, and in these of them it may broadcast. Returns which of them count.
+    pub async fn set_shared(
+        &self,
+        node: NodeId,
+        networks: &[u16],
+        speaks: &[u16],
+    ) -> BTreeSet<u16> {
+        self.share(node, networks, Some(speaks)).await
     }
 
-    /// A peer is in these networks as well.
-    pub async fn add_shared(&self, node: NodeId, networks: &[u16]) -> BTreeSet<u16> {
-        self.share(node, networks, false).await
+    /// The same when nothing is known of broadcasts: in networks that were not
+    /// known to be shared they are taken, until more is known.
+    pub async fn find_shared(&self, node: NodeId, networks: &[u16]) -> BTreeSet<u16> {
+        self.share(node, networks, None).await
     }
 
     /// The networks that a peer shares with this node.
@@ -78,19 +91,21 @@ impl Permits {
     /// A peer is not in these networks. Returns those that it still shares.
     pub async fn drop_shared(&self, node: NodeId, networks: &[u16]) -> BTreeSet<u16> {
         let mut inner = self.inner.lock().await;
-        let leave = |reasons: &mut Reasons| reasons.networks.retain(|n| !networks.contains(n));
+        let leave = |reasons: &mut Reasons| reasons.leave(|n| networks.contains(&n));
         self.change(&mut inner, node, leave).await;
         inner.peers.get(&node).map(|reasons| reasons.networks.clone()).unwrap_or_default()
     }
 
-    async fn share(&self, node: NodeId, networks: &[u16], all: bool) -> BTreeSet<u16> {
+    async fn share(&self, node: NodeId, networks: &[u16], speaks: Option<&[u16]>) -> BTreeSet<u16> {
         let mut inner = self.inner.lock().await;
-        let mut shared: BTreeSet<u16> =
+        let shared: BTreeSet<u16> =
             networks.iter().copied().filter(|n| inner.own.contains(n)).collect();
         let known = inner.peers.get(&node);
-        if !all && let Some(known) = known {
-            shared.extend(&known.networks);
-        }
+        let new = |n: &u16| known.is_none_or(|k| k.speaks.contains(n) || !k.networks.contains(n));
+        let speaks: BTreeSet<u16> = match speaks {
+            Some(speaks) => shared.iter().copied().filter(|n| speaks.contains(n)).collect(),
+            None => shared.iter().copied().filter(new).collect(),
+        };
         if known.is_none() && !shared.is_empty() && inner.peers.len() >= MAX_SHARING {
             if !std::mem::replace(&mut inner.full, true) {
                 tracing::warn!(
@@ -99,7 +114,11 @@ impl Permits {
             }
             return BTreeSet::new();
         }
-        self.change(&mut inner, node, |reasons| reasons.networks.clone_from(&shared)).await;
+        let take = |reasons: &mut Reasons| {
+            reasons.networks.clone_from(&shared);
+            reasons.speaks = speaks;
+        };
+        self.change(&mut inner, node, take).await;
         shared
     }
 
@@ -118,7 +137,7 @@ impl Permits {
         // Streams first, whosever they are.
         self.node.set_networks(networks.into_iter().collect()).await;
         for node in peers {
-            let leave = |reasons: &mut Reasons| reasons.networks.retain(|n| !left.contains(n));
+            let leave = |reasons: &mut Reasons| reasons.leave(|n| left.contains(&n));
             self.change(&mut inner, node, leave).await;
         }
     }
@@ -132,8 +151,9 @@ impl Permits {
         let before = inner.peers.get(&node).cloned().unwrap_or_default();
         let mut after = before.clone();
         change(&mut after);
-        if before.networks != after.networks {
-            self.node.set_shared(node, after.networks.iter().copied().collect()).await;
+        if before.networks != after.networks || before.speaks != after.speaks {
+            let list = |networks: &BTreeSet<u16>| networks.iter().copied().collect();
+            self.node.set_shared(node, list(&after.networks), list(&after.speaks)).await;
         }
         if before.permit() != after.permit() {
             let permission =
@@ -159,7 +179,12 @@ mod tests {
         while let Ok(order) = inbox.orders.try_recv() {
             all.push(match order {
                 Order::Permission { node, permission } => format!("{node} {permission:?}"),
-                Order::Shared { node, networks } => format!("{node} shares {networks:?}"),
+                Order::Shared { node, networks, speaks } if speaks.is_empty() => {
+                    format!("{node} shares {networks:?}")
+                }
+                Order::Shared { node, networks, speaks } => {
+                    format!("{node} shares {networks:?} speaks {speaks:?}")
+                }
                 Order::Networks(networks) => format!("in {networks:?}"),
                 _ => continue,
             });
@@ -174,20 +199,21 @@ mod tests {
         permits.set_own(BTreeSet::from([5, 6])).await;
         assert_eq!(told(&mut inbox), ["in [5, 6]"]);
         // Trusted already: only what it shares is news.
-        permits.set_shared(NodeId(1), &[0, 5, 9]).await;
+        permits.set_shared(NodeId(1), &[0, 5, 9], &[]).await;
         assert_eq!(told(&mut inbox), ["1 shares [5]"]);
         permits.set_trust(NodeId(1), false).await;
         permits.set_trust(NodeId(1), false).await;
         assert_eq!(told(&mut inbox), [""; 0]);
         assert!(permits.permits(NodeId(1)).await);
-        permits.add_shared(NodeId(1), &[6]).await;
-        permits.set_shared(NodeId(2), &[6]).await;
-        assert_eq!(told(&mut inbox), ["1 shares [5, 6]", "2 shares [6]", "2 Trusted"]);
+        // In what is new it may broadcast until more is known.
+        permits.find_shared(NodeId(1), &[5, 6]).await;
+        permits.set_shared(NodeId(2), &[6], &[]).await;
+        assert_eq!(told(&mut inbox), ["1 shares [5, 6] speaks [6]", "2 shares [6]", "2 Trusted"]);
         permits.set_own(BTreeSet::from([5])).await;
         let expected = ["in [5]", "1 shares [5]", "2 shares []", "2 Stranger"];
         assert_eq!(told(&mut inbox), expected);
         permits.set_trust(NodeId(2), true).await;
-        permits.set_shared(NodeId(1), &[]).await;
+        permits.set_shared(NodeId(1), &[], &[]).await;
         assert_eq!(told(&mut inbox), ["2 Trusted", "1 shares []", "1 Stranger"]);
         assert!(!permits.permits(NodeId(1)).await);
     }

@@ -10,7 +10,8 @@ use pilot_wire::registry::{
 use serde_json::{Value, json};
 
 use super::Networks;
-use crate::control::{CallError, RegistryError};
+use crate::config::Plaintext;
+use crate::control::{Answered, CallError, Moment, RegistryError};
 
 /// The request that the daemon itself answers.
 const STATUS: &str = "network_status";
@@ -33,6 +34,11 @@ impl Networks {
         let Some(expected) = expected(&envelope.request) else {
             return Err(malformed(&name, "only the daemon itself opens sessions"));
         };
+        if let (Plaintext::Refuse, Extended::NetworkJoin { .. }) =
+            (self.plaintext, &envelope.request)
+        {
+            return Err(CallError::new(ErrorCode::REFUSED, &name, Plaintext::REFUSED));
+        }
         match self.ask(&mut envelope, expected).await {
             Ok(answer) => Ok(answer),
             Err(RegistryError::Refused(reply)) => {
@@ -49,9 +55,9 @@ impl Networks {
     ) -> Result<Value, RegistryError> {
         self.member.need_session()?;
         self.complete(envelope).await?;
-        let answer = self.member.call_extended(envelope, expected).await?;
-        self.note(envelope, &answer).await;
-        Ok(answer)
+        let Answered { value, moment, .. } = self.member.call_extended(envelope, expected).await?;
+        self.note(envelope, &value, moment).await;
+        Ok(value)
     }
 
     /// Signs an invitation in this node's name.
@@ -86,7 +92,7 @@ impl Networks {
     }
 
     /// What the registry granted counts before the application is told.
-    async fn note(&self, envelope: &Envelope, answer: &Value) {
+    async fn note(&self, envelope: &Envelope, answer: &Value, moment: Moment) {
         // With a token it may be about another node.
         if !envelope.admin_token.is_empty() {
             return;
@@ -95,14 +101,15 @@ impl Networks {
             Extended::NetworkJoin { .. } => {
                 let membership = answer.get("membership").cloned().unwrap_or_default();
                 if let Ok(membership) = serde_json::from_value::<Membership>(membership) {
-                    self.joined(membership).await;
+                    self.joined(membership, moment).await;
                 }
             }
             Extended::NetworkLeave { .. } => {
                 let id = answer.get("network_id").and_then(Value::as_u64);
                 if let Some(id) = id.and_then(|id| u16::try_from(id).ok()) {
                     let name = self.lock().memberships.get(&id).map(|m| m.name.clone());
-                    self.left(id, name.unwrap_or_default(), "left".to_owned()).await;
+                    let name = name.unwrap_or_default();
+                    self.left(id, name, "left".to_owned(), moment).await;
                 }
             }
             _ => {}

@@ -1,10 +1,11 @@
 //! Keeps memberships: takes what the registry says, joins what the
 //! configuration names, renews in time, and ends by the clock what has expired.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pilot_wire::NodeId;
 use pilot_wire::registry::network::{Membership, NetworkRef};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -14,15 +15,15 @@ use tokio::time::{Instant, sleep_until};
 use super::proof::{self, ProofError};
 use super::status::{State, Status};
 use super::{NetworksParts, News, Published, numbers};
-use crate::config::WantedNetwork;
-use crate::control::{RegistryError, Watched};
+use crate::config::{Plaintext, WantedNetwork};
+use crate::control::{Moment, RegistryError, Watched};
 use crate::events::other;
 
 /// Pauses between attempts that were refused; they double, and each is cut by
 /// up to half at random.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// The pause after an attempt that the registry did not answer.
+/// The pause after an attempt for which there was no session.
 const AWAY_PAUSE: Duration = Duration::from_secs(2);
 /// The longest sleep: clocks are set, and memberships end by the clock.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -34,6 +35,13 @@ const SKEW: u64 = 300;
 /// A membership with less left than this, in seconds, is not taken for success:
 /// clocks may differ, and joining must not turn into a loop.
 const SHORT: u64 = 60;
+/// A membership is not renewed more often than this, in seconds.
+const RENEW: u64 = 5;
+/// Peers remembered of which networks were forgotten; beyond it what was looked up
+/// of any peer is looked up again.
+const MAX_FORGOTTEN: usize = 4096;
+/// Why a membership ended of which the registry does not want to know.
+const WITHDRAWN: &str = "the registry refuses sessions";
 /// Networks that are shown though this node has left them and no configuration
 /// names them; beyond it the oldest are forgotten.
 const MAX_LEFT: usize = 64;
@@ -48,7 +56,11 @@ pub(super) struct Task {
     synced: bool,
     /// It has said so in this run.
     heard: bool,
-    joins: JoinSet<(usize, Result<Membership, Failed>)>,
+    joins: JoinSet<(usize, Result<(Membership, Moment), Failed>)>,
+    /// When the registry last said all, and how this node stands with one network:
+    /// what it said before is over. At most one for each network.
+    said: Moment,
+    said_of: BTreeMap<u16, Moment>,
 }
 
 /// A network that is wanted, joined, or was.
@@ -67,6 +79,8 @@ struct Entry {
     renew: Option<u64>,
     /// Little was left of the membership when it came.
     short: bool,
+    /// Another one stands for the same network.
+    duplicate: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +101,12 @@ impl Task {
         let entries =
             parts.wanted.iter().cloned().map(|wanted| Entry::wanted(wanted, now)).collect();
         let valid = |m: &Membership| m.expires.is_none_or(|at| at > now);
+        let remembered = match parts.plaintext {
+            Plaintext::Refuse => Vec::new(),
+            Plaintext::Fine | Plaintext::Warn => parts.store.memberships(),
+        };
         let memberships: BTreeMap<u16, Membership> =
-            parts.store.memberships().into_iter().filter(valid).map(|m| (m.network, m)).collect();
+            remembered.into_iter().filter(valid).map(|m| (m.network, m)).collect();
         let mut task = Self {
             parts,
             watched,
@@ -98,9 +116,16 @@ impl Task {
             synced: false,
             heard: false,
             joins: JoinSet::new(),
+            said: 0,
+            said_of: BTreeMap::new(),
         };
         for membership in memberships.into_values() {
             task.note(membership);
+        }
+        if let Some(warning) = task.parts.plaintext.warning()
+            && !task.entries.is_empty()
+        {
+            tracing::warn!("{warning}");
         }
         task.publish();
         task
@@ -124,6 +149,7 @@ impl Task {
                     Ok((index, result)) => self.tried(index, result).await,
                     Err(e) => tracing::error!("joining a network ended badly: {e}"),
                 },
+                evicted = self.watched.evicted() => self.forget(evicted).await,
                 Ok(()) = session.changed() => {}
                 Ok(()) = link.changed() => {}
                 () = sleep_until(wake) => {}
@@ -136,26 +162,68 @@ impl Task {
     async fn restore(&mut self) {
         self.parts.permits.set_own(numbers(&self.memberships)).await;
         for (node, networks) in self.parts.store.shared() {
-            self.parts.permits.set_shared(node, &networks).await;
+            self.parts.permits.set_shared(node, &networks, &[]).await;
             self.watched.touch(node);
         }
+    }
+
+    /// Nothing follows of these peers any more, so what they share counts no
+    /// longer. When one comes again it is found again.
+    async fn forget(&mut self, nodes: BTreeSet<NodeId>) {
+        for node in nodes {
+            if self.watched.has(node) || self.parts.permits.shared(node).await.is_empty() {
+                continue;
+            }
+            {
+                let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+                if shared.forgotten.len() >= MAX_FORGOTTEN {
+                    shared.forgotten.clear();
+                    shared.generation += 1;
+                }
+                shared.forgotten.insert(node);
+            }
+            let left = self.parts.permits.set_shared(node, &[], &[]).await;
+            self.parts.store.set_shared(node, &left);
+        }
+    }
+
+    /// Whether the registry has said something of a network after `moment`.
+    fn is_over(&mut self, network: u16, moment: Moment) -> bool {
+        let last = self.said_of.get(&network).copied().unwrap_or_default().max(self.said);
+        if moment >= last {
+            self.said_of.insert(network, moment);
+        }
+        moment < last
     }
 
     async fn take(&mut self, news: News) {
         let done = match news {
             News::Synced(all, done) => {
-                if let Some((all, renewed)) = all {
+                if let Some((all, renewed, moment)) = all {
+                    self.said = moment;
+                    let all = if self.parts.plaintext == Plaintext::Refuse { vec![] } else { all };
                     self.sync(all, renewed).await;
                 }
                 (self.synced, self.heard) = (true, true);
                 done
             }
-            News::Joined(membership, done) => {
-                self.adopt(membership).await;
+            News::Joined(membership, moment, done) => {
+                if !self.is_over(membership.network, moment) {
+                    self.adopt(membership).await;
+                }
                 done
             }
-            News::Left { network, name, reason, done } => {
-                self.leave(network, Some(name), &reason, reason == EXPIRED).await;
+            News::Left { network, name, reason, moment, done } => {
+                if !self.is_over(network, moment) {
+                    self.leave(network, Some(name), &reason, reason == EXPIRED).await;
+                }
+                done
+            }
+            News::Withdrawn(done) => {
+                let all: Vec<u16> = self.memberships.keys().copied().collect();
+                for network in all {
+                    self.leave(network, None, WITHDRAWN, true).await;
+                }
                 done
             }
         };
@@ -194,6 +262,9 @@ impl Task {
     /// This node is in a network.
     async fn adopt(&mut self, membership: Membership) {
         let network = membership.network;
+        if self.parts.plaintext == Plaintext::Refuse {
+            return;
+        }
         if self.memberships.get(&network) == Some(&membership) {
             return;
         }
@@ -203,6 +274,9 @@ impl Task {
         self.changed().await;
         if new {
             tracing::info!(network, "in network {name}");
+            if let Some(warning) = self.parts.plaintext.warning() {
+                tracing::warn!(network, "{warning}");
+            }
             self.parts.events.emit(|| {
                 other(
                     "network.joined",
@@ -226,7 +300,16 @@ impl Task {
             entry.pause = FIRST_PAUSE;
         }
         // At 80 % of what is left of it.
-        entry.renew = left.map(|left| now + (left * 4 / 5).max(1));
+        entry.renew = left.map(|left| now + (left * 4 / 5).max(RENEW));
+        let shown = entry.shown();
+        // The configuration may name it by its name and by its number.
+        for (other, entry) in self.entries.iter_mut().enumerate() {
+            if other != index && entry.is(membership.network, &membership.name) {
+                entry.duplicate = true;
+                (entry.next_try, entry.renew) = (None, None);
+                entry.stand(State::Left, Some(format!("duplicate of {shown}")), now);
+            }
+        }
         self.memberships.insert(membership.network, membership);
     }
 
@@ -249,6 +332,7 @@ impl Task {
             joining: false,
             renew: None,
             short: false,
+            duplicate: false,
         });
         self.entries.len() - 1
     }
@@ -319,6 +403,7 @@ impl Task {
     fn start_due(&mut self) {
         let (now, moment) = ((self.parts.clock)(), Instant::now());
         let blocked = match self.parts.member.need_session() {
+            _ if self.parts.plaintext == Plaintext::Refuse => Some(Plaintext::REFUSED.to_owned()),
             Ok(()) if self.synced => None,
             Ok(()) => Some("the registry has not said yet where this node is in".to_owned()),
             Err(e) => Some(e.to_string()),
@@ -359,12 +444,23 @@ impl Task {
         }
     }
 
-    async fn tried(&mut self, index: usize, result: Result<Membership, Failed>) {
+    async fn tried(&mut self, index: usize, result: Result<(Membership, Moment), Failed>) {
         let now = (self.parts.clock)();
         let Some(entry) = self.entries.get_mut(index) else { return };
         entry.joining = false;
         let failed = match result {
-            Ok(membership) => {
+            Ok((membership, moment)) => {
+                if self.is_over(membership.network, moment) {
+                    // It was left again before this was read.
+                    let entry = &mut self.entries[index];
+                    if entry.state == State::Joining {
+                        entry.back_off();
+                        let reason = "the membership ended at once".to_owned();
+                        entry.stand(State::Waiting, Some(reason), now);
+                    }
+                    return;
+                }
+                let entry = &mut self.entries[index];
                 // By its number from now on: the configuration may say a name.
                 entry.id = Some(membership.network);
                 entry.name = Some(membership.name.clone());
@@ -372,6 +468,9 @@ impl Task {
             }
             Err(failed) => failed,
         };
+        if entry.duplicate {
+            return;
+        }
         let reason = failed.to_string();
         let away = matches!(
             &failed,
@@ -383,7 +482,12 @@ impl Task {
             )
         );
         if away {
-            entry.next_try = Some(Instant::now() + AWAY_PAUSE);
+            // A connection that ends while it joins may end because it joins.
+            if matches!(failed, Failed::Registry(RegistryError::Unreachable(_))) {
+                entry.back_off();
+            } else {
+                entry.next_try = Some(Instant::now() + AWAY_PAUSE);
+            }
             if entry.state == State::Joining {
                 entry.stand(State::Waiting, Some(reason), now);
             }
@@ -460,6 +564,7 @@ impl Entry {
             joining: false,
             renew: None,
             short: false,
+            duplicate: false,
         }
     }
 

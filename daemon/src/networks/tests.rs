@@ -369,3 +369,54 @@ async fn an_unregistered_peer_stays_permitted_while_it_is_a_member() {
     assert_eq!(rig.orders().iter().filter(|o| **o == format!("{PEER} Stranger")).count(), 1);
     until("forgotten", || rig.store.shared().is_empty()).await;
 }
+
+/// One network under its name and its number is joined once.
+#[tokio::test]
+async fn a_network_configured_twice_is_a_duplicate() {
+    let mock = registry(&[membership(None)]).await;
+    let by_number = WantedNetwork { network: NetworkRef::Id(LAB), ..wanted(&[]) };
+    let setting = Setting { wanted: vec![wanted(&[]), by_number], ..Setting::default() };
+    let rig = rig_of(&mock, setting);
+    until("joined", || status(&rig)["state"] == "joined").await;
+    until("said", || rig.networks.status()[1]["reason"] == "duplicate of lab").await;
+    assert_eq!(mock.count("network_join"), 0);
+}
+
+/// What the registry said later counts, in whatever order it is read.
+#[tokio::test]
+async fn an_answer_that_is_overtaken_does_not_count() {
+    let mock = registry(&[]).await;
+    let rig = rig_of(&mock, Setting::default());
+    rig.joined().await;
+    until("a session", || rig.handle.status().session == "open").await;
+    let lab = || serde_json::from_value::<Membership>(membership(None)).unwrap();
+    rig.networks.left(LAB, "lab".to_owned(), "removed".to_owned(), 1000).await;
+    rig.networks.joined(lab(), 999).await;
+    assert_eq!(rig.networks.ours(&[LAB]), [0; 0]);
+    rig.networks.joined(lab(), 1001).await;
+    assert_eq!(rig.networks.ours(&[LAB]), [LAB]);
+    rig.networks.withdrawn().await;
+    assert_eq!(rig.networks.ours(&[LAB]), [0; 0]);
+}
+
+/// A peer that is not watched any more is not told of: what it shares counts no
+/// longer, until it is found again.
+#[tokio::test]
+async fn who_is_not_watched_any_more_is_not_permitted() {
+    let mock = registry(&[membership(None)]).await;
+    let rig = rig_of(&mock, Setting::default());
+    until("in it", || rig.orders().contains(&"in [5]".to_owned())).await;
+    rig.networks.found(PEER, &[LAB]).await;
+    until("permitted", || rig.orders().contains(&format!("{PEER} Trusted"))).await;
+    for node in 100..100 + 2048 {
+        rig.networks.watched().touch(NodeId(node));
+    }
+    until("forgotten", || rig.orders().contains(&format!("{PEER} Stranger"))).await;
+    until("on disk", || rig.store.shared().is_empty()).await;
+    rig.networks.shares(PEER, &[LAB], &[]).await;
+    assert_eq!(rig.store.shared(), [], "what was on its way does not count");
+    assert!(rig.networks.was_forgotten(PEER));
+    rig.networks.found(PEER, &[LAB]).await;
+    rig.networks.found(PEER, &[]).await;
+    until("a lookup ends it", || rig.orders().last() == Some(&format!("{PEER} Stranger"))).await;
+}

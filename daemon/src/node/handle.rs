@@ -69,6 +69,8 @@ pub(crate) enum Order {
     Shared {
         node: NodeId,
         networks: Vec<u16>,
+        /// Those in which the peer may broadcast.
+        speaks: Vec<u16>,
     },
     /// A datagram to all of a network, for these of its members.
     Broadcast {
@@ -228,9 +230,10 @@ impl NodeHandle {
         }
     }
 
-    /// Sets which networks a peer and this node are both in, beside 0.
-    pub async fn set_shared(&self, node: NodeId, networks: Vec<u16>) {
-        self.to_owner(node, Order::Shared { node, networks }).await;
+    /// Sets which networks a peer and this node are both in, beside 0, and in which
+    /// of them it may broadcast.
+    pub async fn set_shared(&self, node: NodeId, networks: Vec<u16>, speaks: Vec<u16>) {
+        self.to_owner(node, Order::Shared { node, networks, speaks }).await;
     }
 
     /// Sends a datagram for all of a network to these of its members.

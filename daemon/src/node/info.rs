@@ -32,6 +32,8 @@ pub struct NodeFacts {
     /// How networks stand: a list of objects with `name`, `id`, `state` and so
     /// on.
     pub networks: Value,
+    /// What is amiss with all of them; null if nothing.
+    pub networks_warning: Value,
     /// How plugins and scripts stand: a list of objects with `name`, `state`,
     /// `streams` and so on; null if none can run.
     pub plugins: Value,
@@ -85,6 +87,7 @@ pub(crate) fn info(
         "public": facts.public,
         "registry": facts.registry,
         "networks": facts.networks,
+        "networks_warning": facts.networks_warning,
         "plugins": facts.plugins,
         "events": facts.events,
         "refused": refused,

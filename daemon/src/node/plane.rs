@@ -182,6 +182,7 @@ impl Plane for ControlPlane {
             identity: self.identity,
             public: status.public,
             networks: self.networks.status(),
+            networks_warning: self.networks.warning().into(),
             plugins: self.plugins.summary(),
             events: self.plugins.events(),
         }
@@ -199,5 +200,6 @@ fn registry(status: &ControlStatus) -> Value {
         "endpoint": status.endpoint,
         "session": status.session,
         "revoked": status.revoked,
+        "warning": status.warning,
     })
 }

@@ -413,8 +413,9 @@ impl Node {
                 self.hub.core.handle(Input::Permission { node, permission }, now);
             }
             Order::Networks(networks) => self.hub.core.handle(Input::Networks(&networks), now),
-            Order::Shared { node, networks } => {
-                self.hub.core.handle(Input::Shared { node, networks: &networks }, now);
+            Order::Shared { node, networks, speaks } => {
+                let (networks, speaks) = (networks.as_slice(), speaks.as_slice());
+                self.hub.core.handle(Input::Shared { node, networks, speaks }, now);
             }
             Order::Broadcast { to, recipients, data } => {
                 if let Err(error) = self.hub.core.broadcast(to, &recipients, 0, &data, now) {

@@ -78,8 +78,11 @@ pub(crate) enum Command {
     RevocationKnown {
         node: NodeId,
     },
-    /// The node is registered (again): the registry is told what it must know.
-    Joined,
+    /// The node is registered (again): the registry is told what it must know,
+    /// `all` of it or what it has not taken yet.
+    Joined {
+        all: bool,
+    },
     /// A request of ours could not be brought anywhere.
     RequestFailed {
         node: NodeId,

@@ -2,6 +2,8 @@
 //! messages, speaks to the registry. What takes time runs beside, so that a
 //! peer that does not answer holds up nobody else.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,6 +66,7 @@ pub async fn run(parts: TrustParts, inbox: TrustInbox) {
         node: parts.node.clone(),
         pins: parts.pins.clone(),
         permits: parts.permits.clone(),
+        reported: Arc::default(),
     };
     let mut task = Task { parts, courier, running: JoinSet::new() };
     loop {
@@ -168,7 +171,7 @@ impl Task {
                 self.quietly(Input::RevocationKnown { node }).await;
             }
             Command::RequestFailed { node } => self.quietly(Input::RequestFailed { node }).await,
-            Command::Joined => self.joined(),
+            Command::Joined { all } => self.joined(all),
         }
     }
 
@@ -363,13 +366,21 @@ impl Task {
         });
     }
 
-    /// The registry is told all trust that it may have lost, and all that
-    /// ended while it was away.
-    fn joined(&mut self) {
+    /// The registry is told all trust that it may have lost, or what it has not
+    /// taken in this run, and all that ended while it was away.
+    fn joined(&mut self, all: bool) {
         if !self.parts.state.outstanding().is_empty() {
             self.parts.control.expect_handshakes();
         }
-        let trusted = self.parts.state.trusted().keys().copied().map(Action::Report);
+        let trusted: Vec<NodeId> = {
+            let mut reported = self.courier.reported();
+            if all {
+                reported.clear();
+            }
+            let trusted = self.parts.state.trusted().keys().copied();
+            trusted.filter(|node| !reported.contains(node)).collect()
+        };
+        let trusted = trusted.into_iter().map(Action::Report);
         let ended = self.parts.state.revocations().iter().copied();
         let ended = ended.map(|from| Action::Part { from, tell: false });
         let actions: Vec<_> = trusted.chain(ended).collect();
@@ -435,15 +446,26 @@ struct Courier {
     node: NodeHandle,
     pins: Pins,
     permits: Permits,
+    /// Trust that the registry has taken and not been told the end of; no more
+    /// than was trusted.
+    reported: Arc<Mutex<BTreeSet<NodeId>>>,
 }
 
 impl Courier {
+    fn reported(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn perform(&self, action: Action, handle: &TrustHandle) {
         match action {
             // Done before, in order.
             Action::Save | Action::Permit(_) | Action::Forbid(_) => {}
             Action::Report(node) => {
-                log(node, "report of trust", self.member.report_trust(node).await)
+                let result = self.member.report_trust(node).await;
+                if result.is_ok() {
+                    self.reported().insert(node);
+                }
+                log(node, "report of trust", result);
             }
             Action::Send { to, kind, reason } => {
                 log(to, "handshake message", self.deliver(to, kind, "", &reason).await);
@@ -471,6 +493,7 @@ impl Courier {
         if self.pins.is_trusted(from) {
             return;
         }
+        self.reported().remove(&from);
         match self.member.revoke_trust(from).await {
             Ok(()) => handle.send(Command::RevocationKnown { node: from }).await,
             // There was nothing to revoke, which is as good.

@@ -67,6 +67,7 @@ fn peer_view(state: &State, node: NodeId, peer: NodeId) -> PeerView {
             registered: false,
             public_key: None,
             shared_networks: Vec::new(),
+            may_broadcast: Vec::new(),
             endpoint: None,
             hostname: None,
             tags: Vec::new(),
@@ -77,6 +78,7 @@ fn peer_view(state: &State, node: NodeId, peer: NodeId) -> PeerView {
     let shared_networks = state.shared_networks(node, peer);
     let networks = shared_networks.iter().filter_map(|id| state.network(*id).ok());
     let members: Vec<_> = networks.filter_map(|n| n.members.get(&peer)).collect();
+    let speaks = |id: &u16| state.network(*id).is_ok_and(|n| n.may_broadcast(peer));
     let mut seen = BTreeSet::new();
     let tags = record.tags.iter().chain(members.iter().flat_map(|m| &m.tags));
     PeerView {
@@ -87,6 +89,7 @@ fn peer_view(state: &State, node: NodeId, peer: NodeId) -> PeerView {
         hostname: Some(&record.hostname).filter(|h| !h.is_empty()).cloned(),
         tags: tags.filter(|tag| seen.insert(tag.as_str())).cloned().collect(),
         external_identity: members.iter().find_map(|m| m.external_identity.clone()),
+        may_broadcast: shared_networks.iter().copied().filter(speaks).collect(),
         shared_networks,
     }
 }

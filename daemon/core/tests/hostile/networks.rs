@@ -29,7 +29,10 @@ fn lab(count: u32) -> Net {
     for node in 0..count as usize {
         net.handle(node, Input::Networks(&[LAB, 6]));
         for peer in (1..=count).filter(|peer| *peer as usize != node + 1) {
-            net.handle(node, Input::Shared { node: NodeId(peer), networks: &[LAB] });
+            net.handle(
+                node,
+                Input::Shared { node: NodeId(peer), networks: &[LAB], speaks: &[LAB] },
+            );
         }
     }
     net
@@ -88,7 +91,7 @@ fn streams_of_a_network_end_with_it_and_no_others() {
         net.converse(&in_lab, 10_000, |_| {});
         match own {
             true => net.handle(1, Input::Networks(&[6])),
-            false => net.handle(1, Input::Shared { node: NodeId(1), networks: &[] }),
+            false => net.handle(1, Input::Shared { node: NodeId(1), networks: &[], speaks: &[] }),
         }
         net.pass(Duration::from_millis(200));
         assert_eq!(net.closed(in_lab.ends[1]), Some(CloseReason::Untrusted));
@@ -146,7 +149,7 @@ fn broadcasts_of_outsiders_and_floods_are_dropped() {
     let mut villain = Villain::registered(&mut net, 3);
     net.permit(0, 3, Permission::Trusted);
     net.handle(0, Input::Networks(&[LAB, 6]));
-    net.handle(0, Input::Shared { node: NodeId(3), networks: &[LAB] });
+    net.handle(0, Input::Shared { node: NodeId(3), networks: &[LAB], speaks: &[LAB] });
     villain.meet(&mut net, 0);
     let mut header = villain.header(1, 1000);
     header.flags = Flags::NONE;
@@ -178,4 +181,15 @@ fn broadcasts_of_outsiders_and_floods_are_dropped() {
     header.flags = Flags::NONE;
     villain.send(&mut net, 0, &header, b"x");
     assert_eq!(net.refused(0, Refusal::Untrusted), 1, "a network alone is no permission");
+}
+
+#[test]
+fn who_may_not_broadcast_is_not_heard() {
+    let mut net = lab(2);
+    net.connect(0, 1, 1001);
+    net.handle(1, Input::Shared { node: NodeId(1), networks: &[LAB, 6], speaks: &[6] });
+    net.nodes[0].core.broadcast(everybody(LAB), &[NodeId(2)], 0, b"no", net.now).expect("sent");
+    net.pass(Duration::from_secs(1));
+    assert_eq!(heard(&net, 1), []);
+    assert_eq!(net.refused(1, Refusal::BroadcastRight), 1);
 }

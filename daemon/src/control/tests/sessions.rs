@@ -113,8 +113,14 @@ async fn a_registry_with_another_state_is_told_of_trust_again_and_not_believed()
     let prepare = |store: &Store| store.set_epoch("e1".to_owned());
     let rig = rig_of(&mock, Setting { prepare: Box::new(prepare), ..Setting::default() });
     until("believed", || revocations(&rig) == [(NodeId(3), 60)]).await;
-    let joins =
-        || rig.commands.lock().unwrap().iter().filter(|c| matches!(c, Command::Joined)).count();
+    let joins = || {
+        rig.commands
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|c| matches!(c, Command::Joined { all: true }))
+            .count()
+    };
     let before = joins();
     mock.stop().await;
     until("down", || !rig.handle.status().up).await;
@@ -180,6 +186,86 @@ async fn what_the_registry_ends_is_opened_again() {
     mock.push(3, json!({"kind": "ended", "code": "slow"}));
     until("open again", || mock.count("session_open") == 3).await;
     assert_eq!(mock.state().connections, 1);
+}
+
+/// Another daemon with this identity has taken the session, and the registry closed
+/// the connection: the next one has none for a while, and is used all the same.
+#[tokio::test]
+async fn who_is_replaced_does_not_come_back_at_once() {
+    let mut mock = registry().await;
+    let rig = rig(&mock);
+    opened(&rig).await;
+    mock.push(2, json!({"kind": "ended", "code": "replaced"}));
+    until("ended", || rig.handle.status().session == "none").await;
+    mock.stop().await;
+    until("down", || !rig.handle.status().up).await;
+    mock.start().await;
+    let beats = mock.count("heartbeat");
+    until("heartbeats", || mock.count("heartbeat") > beats + 5).await;
+    assert_eq!(mock.count("session_open"), 1);
+}
+
+/// What waits behind a join waits as long as the join may take; alone it does not.
+#[tokio::test]
+async fn a_slow_join_keeps_its_session() {
+    let mock = registry().await;
+    let identity = Identity::generate().unwrap();
+    let address = Some(mock.address.to_string());
+    let member = Member::with_limits(address, None, identity, Limits::DEFAULT);
+    member.set_node(NodeId(7));
+    mock.state().known.insert(7);
+    let (opened, connection) = member.open_session(Vec::new()).await.unwrap();
+    member.session().opened(connection, opened.epoch, true, false);
+    mock.state().mood = Mood::Silent;
+    tokio::time::pause();
+    let start = tokio::time::Instant::now();
+    let network = pilot_wire::registry::network::NetworkRef::Id(5);
+    let join = member.join_network(network, serde_json::Map::new());
+    let beat = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        member.beat().await
+    };
+    let (joined, beat) = tokio::join!(join, beat);
+    assert!(matches!(joined, Err(RegistryError::Unreachable(_))), "{joined:?}");
+    assert!(matches!(beat, Err(RegistryError::Unreachable(_))), "{beat:?}");
+    let passed = start.elapsed();
+    assert!(passed >= Limits::DEFAULT.join, "{passed:?} of virtual time");
+    assert!(passed <= Limits::DEFAULT.join + Duration::from_secs(1), "{passed:?}");
+}
+
+/// A registry that had sessions and refuses them is not believed: it is said, and
+/// what networks permit ends.
+#[tokio::test]
+async fn a_registry_that_lost_its_sessions_is_not_taken_silently() {
+    let mock = Mock::started().await;
+    let prepare = |store: &Store| store.set_epoch("e1".to_owned());
+    let rig = rig_of(&mock, Setting { prepare: Box::new(prepare), ..Setting::default() });
+    until("said", || rig.handle.status().warning.is_some()).await;
+    assert_eq!(rig.handle.status().session, "unsupported");
+    until("an event", || rig.said.names().contains(&"registry.sessions_refused".to_owned())).await;
+}
+
+/// The same state of the registry on the next connection: trust that it has taken
+/// is not told again.
+#[tokio::test]
+async fn trust_is_told_again_only_to_a_registry_that_may_have_lost_it() {
+    let mut mock = registry().await;
+    let rig = rig(&mock);
+    opened(&rig).await;
+    until("stored", || rig.store.epoch().is_some()).await;
+    mock.stop().await;
+    until("down", || !rig.handle.status().up).await;
+    mock.start().await;
+    let joins = || {
+        let commands = rig.commands.lock().unwrap();
+        let joins = commands.iter().filter_map(|c| match c {
+            Command::Joined { all } => Some(*all),
+            _ => None,
+        });
+        joins.collect::<Vec<_>>()
+    };
+    until("told", || joins().len() == 2).await;
+    assert_eq!(joins(), [true, false]);
 }
 
 #[tokio::test]
@@ -255,7 +341,7 @@ async fn only_the_registry_with_the_pinned_certificate_is_spoken_to() {
         member
     };
     let good = member(Some(server.fingerprint()));
-    assert_eq!(good.open_session(Vec::new()).await.unwrap().epoch, "e1");
+    assert_eq!(good.open_session(Vec::new()).await.unwrap().0.epoch, "e1");
     let wrong: pilot_tls::Pin = "ab".repeat(32).parse().unwrap();
     for (pin, expected) in [(Some(wrong), "fingerprint"), (None, "")] {
         let error = member(pin).open_session(Vec::new()).await.unwrap_err().to_string();

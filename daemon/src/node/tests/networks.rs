@@ -23,7 +23,7 @@ async fn lab(workers: usize) -> [TestNode; 3] {
     for node in &nodes {
         node.handle.set_networks(vec![LAB]).await;
         for other in nodes.iter().filter(|other| other.id != node.id) {
-            node.handle.set_shared(other.id, vec![LAB]).await;
+            node.handle.set_shared(other.id, vec![LAB], vec![LAB]).await;
             node.handle.set_permission(other.id, Permission::Trusted).await;
         }
     }

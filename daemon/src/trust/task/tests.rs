@@ -305,8 +305,12 @@ async fn a_new_registration_repeats_what_the_registry_must_know() {
     first.approve().await.unwrap();
     let state = first.stored();
     let rig = rig(state).await;
-    rig.trust.send(Command::Joined).await;
+    rig.trust.send(Command::Joined { all: true }).await;
     until("reported", || rig.mock.count("report_trust") == 1).await;
+    // What it has taken is not told again unless it may have lost it.
+    rig.trust.send(Command::Joined { all: false }).await;
+    rig.trust.send(Command::Joined { all: true }).await;
+    until("reported again", || rig.mock.count("report_trust") == 2).await;
     assert_eq!(rig.mock.last("report_trust").unwrap()["peer_id"], 2);
 }
 

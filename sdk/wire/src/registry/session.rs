@@ -105,6 +105,9 @@ pub struct PeerView {
     /// Networks that it and the watching node are both in, beside 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared_networks: Vec<u16>,
+    /// Those of them in which it may broadcast.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub may_broadcast: Vec<u16>,
     /// Its host:port, if the watching node may resolve it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
@@ -199,6 +202,7 @@ mod tests {
             registered: false,
             public_key: None,
             shared_networks: Vec::new(),
+            may_broadcast: Vec::new(),
             endpoint: None,
             hostname: None,
             tags: Vec::new(),
@@ -209,6 +213,7 @@ mod tests {
             registered: true,
             public_key: Some(PublicKey([1; 32])),
             shared_networks: vec![3],
+            may_broadcast: vec![3],
             endpoint: Some("192.0.2.1:4000".to_owned()),
             hostname: Some("five".to_owned()),
             tags: vec!["blue".to_owned()],
@@ -219,7 +224,7 @@ mod tests {
             News::Peer(there),
             json!({"kind": "peer", "node_id": 5, "registered": true,
                    "public_key": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
-                   "shared_networks": [3], "endpoint": "192.0.2.1:4000", "hostname": "five",
+                   "shared_networks": [3], "may_broadcast": [3], "endpoint": "192.0.2.1:4000", "hostname": "five",
                    "tags": ["blue"], "external_identity": "who@example"}),
         );
     }
