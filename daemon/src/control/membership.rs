@@ -298,8 +298,10 @@ impl Membership {
         let now = self.opened();
         let standing = match result {
             Ok(opened) => {
+                // One that was never heard of has lost nothing of this node's,
+                // so what it says of trust is believed.
                 let known = self.parts.store.epoch();
-                let renewed = known.as_ref() != Some(&opened.epoch);
+                let renewed = known.is_some_and(|known| known != opened.epoch);
                 self.parts.store.set_epoch(opened.epoch.clone());
                 session.opened(now, opened.epoch, renewed && !opened.resumed);
                 if opened.resumed {

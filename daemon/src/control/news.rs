@@ -4,11 +4,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use pilot_host::events::Happening;
 use pilot_wire::NodeId;
 use pilot_wire::registry::session::{News, PeerView, Push, Sync, TrustView};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::membership::Order;
 use super::session::Standing;
@@ -19,7 +21,8 @@ use crate::trust::Command;
 /// remembered; at the bound all are forgotten, and told to the loop again.
 const MAX_SEEN: usize = 4096;
 /// Trust as young as this is not ended by what the registry says before it has
-/// also said that it is mutual: the peer may still be about to state it anew.
+/// also said that it is mutual: the peer may still be about to state it anew. In
+/// seconds; what the registry still says then counts.
 const YOUNG: u64 = 60;
 
 pub(super) struct Listener {
@@ -27,6 +30,9 @@ pub(super) struct Listener {
     orders: mpsc::Sender<Order>,
     /// With whom the registry has said that trust is mutual.
     mutual: HashSet<NodeId>,
+    /// Who is said to have ended trust that may be young, and when that counts
+    /// whatever its age. At [`MAX_SEEN`] one more waits for the next session.
+    doubted: HashMap<NodeId, Instant>,
     endpoints: HashMap<NodeId, SocketAddr>,
     /// Other keys than the pinned ones, of which has been told.
     foreign: HashMap<NodeId, [u8; 32]>,
@@ -38,6 +44,7 @@ impl Listener {
             parts,
             orders,
             mutual: HashSet::new(),
+            doubted: HashMap::new(),
             endpoints: HashMap::new(),
             foreign: HashMap::new(),
         }
@@ -46,7 +53,18 @@ impl Listener {
     pub(super) async fn run(mut self) {
         let Some(mut news) = self.parts.member.registry().take_news() else { return };
         let mut session = self.parts.member.session().watch();
-        while let Some((connection, push)) = news.recv().await {
+        loop {
+            let due = self.doubted.values().min().copied();
+            let (connection, push) = tokio::select! {
+                news = news.recv() => match news {
+                    Some(news) => news,
+                    None => return,
+                },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    self.settle_doubts().await;
+                    continue;
+                }
+            };
             // They may come before the answer that opens the session was read.
             if session.wait_for(|s| s.standing != Standing::Opening).await.is_err() {
                 return;
@@ -95,6 +113,7 @@ impl Listener {
     async fn sync(&mut self, sync: Sync, renewed: bool) {
         let Sync { trust, revoked_by, handshakes, memberships, peers, invitations } = sync;
         self.mutual = trust.into_iter().collect();
+        self.doubted.clear();
         if renewed {
             tracing::info!("the registry's state is another one; trust is stated again");
             self.parts.member.session().settle();
@@ -120,13 +139,37 @@ impl Listener {
         if revoked {
             self.revoked(node_id).await;
             self.mutual.remove(&node_id);
-        } else if mutual {
+            return;
+        }
+        self.doubted.remove(&node_id);
+        if mutual {
             self.mutual.insert(node_id);
         }
     }
 
-    async fn revoked(&self, node: NodeId) {
+    /// What was said a while ago, and not taken back, counts now.
+    async fn settle_doubts(&mut self) {
+        let now = Instant::now();
+        let due: Vec<_> =
+            self.doubted.iter().filter(|(_, at)| **at <= now).map(|(node, _)| *node).collect();
+        let has_session = self.parts.member.has_session();
+        for node in due {
+            if has_session {
+                self.doubted.remove(&node);
+                self.parts.trust.send(Command::RevokedByPeer { node, young: 0 }).await;
+            } else {
+                // It may have been taken back meanwhile.
+                self.doubted.insert(node, now + Duration::from_secs(YOUNG));
+            }
+        }
+    }
+
+    async fn revoked(&mut self, node: NodeId) {
         let young = if self.mutual.contains(&node) { 0 } else { YOUNG };
+        if young > 0 && self.doubted.len() < MAX_SEEN {
+            let at = Instant::now() + Duration::from_secs(YOUNG);
+            self.doubted.entry(node).or_insert(at);
+        }
         self.parts.trust.send(Command::RevokedByPeer { node, young }).await;
     }
 

@@ -183,17 +183,8 @@ impl Held {
 
     /// A few bytes in both directions.
     async fn lives(&mut self) -> Result<()> {
-        let Self { dialled, accepted, .. } = self;
-        for (from, to) in [(&mut *dialled, &mut *accepted), (accepted, dialled)] {
-            let mut back = [0; 5];
-            let passed = async {
-                from.write_all(b"still").await?;
-                to.read_exact(&mut back).await
-            };
-            timeout(NOTICE, passed).await.context("the held stream hangs")??;
-            ensure!(&back == b"still", "{back:?}");
-        }
-        Ok(())
+        passes(&mut self.dialled, &mut self.accepted).await?;
+        passes(&mut self.accepted, &mut self.dialled).await
     }
 
     /// Waits until the one that dialled finds it broken off.
@@ -210,6 +201,18 @@ impl Held {
         self.ends_where_dialled().await?;
         self.ends_where_accepted().await
     }
+}
+
+/// A few bytes.
+async fn passes(from: &mut Stream, to: &mut Stream) -> Result<()> {
+    let mut there = [0; 5];
+    let passed = async {
+        from.write_all(b"still").await?;
+        to.read_exact(&mut there).await
+    };
+    timeout(NOTICE, passed).await.context("the held stream hangs")??;
+    ensure!(&there == b"still", "{there:?}");
+    Ok(())
 }
 
 async fn breaks_off(stream: &mut Stream) -> Result<()> {

@@ -25,14 +25,14 @@ async fn sessions_come_back_and_nothing_was_missed() -> Result<()> {
         network.kill_registry();
         for daemon in [&a, &b, &c] {
             let down = until_registry(daemon, "the registry to be down", |r| {
-                r["state"] == "down" && r["session"] == "none"
+                r["state"] == "unreachable" && r["session"] == "none"
             })
             .await?;
             ensure!(down["last_error"].as_str().is_some_and(|e| !e.is_empty()), "{down}");
             ensure!(standing(daemon, "lab")?["state"] != "refused");
         }
         let text = a.pilotctl_text(&["info"])?;
-        ensure!(text.contains("down, session none"), "{text}");
+        ensure!(text.contains("unreachable, session none"), "{text}");
         let error = b.pilotctl_error(&["network", "list"])?;
         says(&error, "not connected to the registry")?;
         // Known peers go on.
@@ -65,7 +65,7 @@ async fn what_is_revoked_during_the_outage_arrives() -> Result<()> {
     let (node_a, node_b) = (a.node().await?, b.node().await?);
     works(&a, &echo_of(&b).await?, 1).await?;
     network.kill_registry();
-    until_registry(&b, "the registry to be down", |r| r["state"] == "down").await?;
+    until_registry(&b, "the registry to be down", |r| r["state"] == "unreachable").await?;
     // It is told by nobody but the registry: it was not there, and is elsewhere.
     let before = a.udp()?;
     a.process.kill();

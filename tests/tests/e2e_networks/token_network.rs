@@ -159,7 +159,7 @@ async fn leaving_ends_streams_and_new_ones_fail() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_has_an_address_in_the_network() -> Result<()> {
-    let Lab { a, b, id, .. } = Lab::start().await?;
+    let Lab { a, b, id, network: _network, .. } = Lab::start().await?;
     let lab = standing(&b, "lab")?;
     let address = lab["address"].as_str().with_context(|| format!("no address in {lab}"))?;
     ensure!(address.starts_with(&format!("{id}:")), "{lab}");
