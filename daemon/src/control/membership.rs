@@ -208,7 +208,7 @@ impl Membership {
                     sleep(Duration::from_millis(100)).await;
                 }
                 Err(e) if e.has_code("revoked") => {
-                    self.revoked(&e.to_string());
+                    self.revoked(&e.to_string()).await;
                     return false;
                 }
                 Err(e) => {
@@ -337,7 +337,7 @@ impl Membership {
         }
     }
 
-    fn revoked(&mut self, why: &str) {
+    async fn revoked(&mut self, why: &str) {
         let text = format!(
             "an administrator has revoked this node ({why}); it does not register again. A new \
              identity makes it a new node"
@@ -348,6 +348,12 @@ impl Membership {
             (s.registered, s.endpoint) = (false, None);
             s.revoked = Some(text);
         });
+        // It is in no network any more, and nobody trusts it; no session will say
+        // so. Peers that know where it is must find its ports closed as well.
+        self.parts.networks.synced(Vec::new(), false).await;
+        for node in self.parts.pins.trusted() {
+            self.parts.trust.send(trust::Command::RevokedByPeer { node, young: 0 }).await;
+        }
     }
 
     /// Nothing is said any more until the daemon starts again.
@@ -475,7 +481,7 @@ impl Membership {
         self.status.send_modify(|s| s.session = "none");
         let again = match code {
             "revoked" => {
-                self.revoked("said the registry");
+                self.revoked("said the registry").await;
                 self.stay_away().await;
                 return false;
             }
