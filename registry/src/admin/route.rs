@@ -171,6 +171,7 @@ impl Site {
         self.denials.deny(source, refusal, || Refused {
             operation: cut(operation),
             claimed: None,
+            by: None,
             object: String::new(),
             request_id: String::new(),
         });
