@@ -27,9 +27,11 @@ impl Club {
         let made = owner.pilotctl(&["network", "create", "club"])?;
         ensure!(made["network"]["join_rule"] == "invite", "{made}");
         ensure!(made["network"]["owner"] == json!(owner.node().await?), "{made}");
-        // The owner is in by having made it.
-        until_state(&owner, "club", "joined").await?;
-        Ok(Self { owner, guest, network })
+        // Who makes a network decides who is in it, and is not yet.
+        let club = Self { owner, guest, network };
+        club.invite(&club.owner.node().await?.to_string())?;
+        club.owner.pilotctl(&["network", "join", "club", "--wait"])?;
+        Ok(club)
     }
 
     fn invite(&self, whom: &str) -> Result<Value> {

@@ -235,6 +235,41 @@ async fn datagram_arrives(from: &Daemon, to: &Daemon, text: &str) -> Result<()> 
     .await
 }
 
+/// Makes two daemons trust each other whose trust has just ended: what was said
+/// of that may still be on its way, and ends the first attempt.
+async fn trust_again(a: &Daemon, b: &Daemon) -> Result<()> {
+    let (node_a, node_b) = (a.node().await?, b.node().await?);
+    let (client_a, client_b) = (a.client().await?, b.client().await?);
+    let trusts = async |client: &Client, node| {
+        client.trusted().await.is_ok_and(|trusted| trusted.iter().any(|t| t.node_id == node))
+    };
+    eventually("trust to be made again", async || {
+        client_a.handshake_request(node_b, "again").await.ok()?;
+        client_b.handshake_request(node_a, "again").await.ok()?;
+        for _ in 0..40 {
+            if trusts(&client_a, node_b).await && trusts(&client_b, node_a).await {
+                return Some(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        None
+    })
+    .await
+    .with_context(|| format!("{}\n{}", a.process.log_tail(), b.process.log_tail()))
+}
+
+/// Dates trust back, while the daemon is not running: what was made a moment ago
+/// is given a minute.
+fn trusts_for_long(daemon: &Daemon) -> Result<()> {
+    let path = daemon.home.join("trust.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let trusted = file["trusted"].as_array_mut().context("nobody is trusted")?;
+    for peer in trusted {
+        peer["approved_at"] = json!("2026-01-01T00:00:00Z");
+    }
+    Ok(std::fs::write(path, file.to_string())?)
+}
+
 /// Whether an error says something.
 fn says(error: &Value, text: &str) -> Result<()> {
     let whole = json!([error["message"], error["reason"], error["hint"]]).to_string();

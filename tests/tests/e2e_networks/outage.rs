@@ -71,6 +71,7 @@ async fn what_is_revoked_during_the_outage_arrives() -> Result<()> {
     a.process.kill();
     let taken = std::net::UdpSocket::bind(before)?;
     b.client().await?.revoke(node_a).await?;
+    trusts_for_long(&a)?;
     a.start_again()?;
     let trusted = a.client().await?.trusted().await?;
     ensure!(trusted.iter().any(|t| t.node_id == node_b), "{trusted:?}");

@@ -1,6 +1,7 @@
 //! The registry as asked by hand: with the key of a daemon, past the daemon.
 
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
@@ -45,10 +46,13 @@ impl KeyHolder {
         Ok(())
     }
 
-    /// Registers with the daemon's key.
+    /// Registers with the daemon's key, which it proves.
     pub(crate) async fn register(&self, network: &Network) -> Result<Value> {
-        let request = json!({"type": "register", "listen_addr": "127.0.0.1:1",
-            "public_key": self.public_key()});
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let listen = "127.0.0.1:1";
+        let request = json!({"type": "register", "listen_addr": listen, "timestamp": now,
+            "public_key": self.public_key(),
+            "proof": self.sign(&format!("register:{now}:{listen}"))});
         ask(network, &request).await
     }
 }

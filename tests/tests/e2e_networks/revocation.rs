@@ -42,7 +42,7 @@ async fn the_registry_tells_what_the_tunnel_cannot() -> Result<()> {
 
     // It can be made again, by both.
     b.client().await?.revoke(node_a).await?;
-    establish_trust(&a, &b).await?;
+    trust_again(&a, &b).await?;
     works(&a, &echo_of(&b).await?, 1).await?;
     works(&b, &echo_of(&a).await?, 2).await
 }
@@ -79,6 +79,7 @@ async fn who_was_away_learns_of_it() -> Result<()> {
         if restart {
             network.restart_registry()?;
         }
+        trusts_for_long(&a)?;
         a.start_again()?;
         a.joined().await?;
         forgets(&a, node_b).await?;
@@ -86,10 +87,32 @@ async fn who_was_away_learns_of_it() -> Result<()> {
         cannot_open(&a.client().await?, &echo_of(&b).await?).await?;
         until_session(&b).await?;
         b.client().await?.revoke(node_a).await?;
-        establish_trust(&a, &b).await?;
+        trust_again(&a, &b).await?;
         works(&a, &echo_of(&b).await?, 2).await?;
     }
     Ok(())
+}
+
+/// Trust of a moment ago is given a minute, in which the peer may state it
+/// again; then what the registry says counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn young_trust_that_was_revoked_ends_as_well() -> Result<()> {
+    let network = with_admin()?;
+    let (mut a, mut b) = network.pair().await?;
+    let (node_a, node_b) = (a.node().await?, b.node().await?);
+    let holder = KeyHolder::of(&b).await?;
+    a.process.kill();
+    b.process.signal(Signal::STOP);
+    holder.revoke_trust(&network, node_a).await?;
+    a.start_again()?;
+    a.joined().await?;
+    let mut forgotten = forgets(&a, node_b).await;
+    for _ in 0..2 {
+        if forgotten.is_err() {
+            forgotten = forgets(&a, node_b).await;
+        }
+    }
+    forgotten
 }
 
 /// A node that others trust, that is in a network with others, and whose
@@ -185,6 +208,7 @@ async fn a_node_revoked_while_others_are_away_is_cut_off() -> Result<()> {
     all.member.process.kill();
     all.revoke(node)?;
     all.network.restart_registry()?;
+    trusts_for_long(&all.friend)?;
     for other in [&mut all.friend, &mut all.member] {
         other.start_again()?;
         other.joined().await?;
