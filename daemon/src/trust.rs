@@ -43,7 +43,6 @@ impl Pins {
     }
 
     /// Who is trusted.
-    #[cfg(test)]
     pub(crate) fn trusted(&self) -> Vec<NodeId> {
         self.lock().keys().copied().collect()
     }

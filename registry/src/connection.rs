@@ -299,7 +299,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         self.meter.fail();
         let (source, code) = (self.asker.source, refusal.code());
         tracing::debug!(%source, code, "request refused: {refusal}");
-        self.shared.denials.deny(source, refusal, request);
+        let by = self.asker.session;
+        self.shared.denials.deny(source, refusal, || Refused { by, ..request() });
         self.append(&refusal.reply());
     }
 
@@ -430,7 +431,8 @@ fn refused(fields: &Fields<'_>) -> Refused {
         let network = format!("network {}", fields.network_id);
         object = if object.is_empty() { network } else { format!("{object} in {network}") };
     }
-    Refused { operation: told(&fields.kind), claimed, object, request_id: told(&fields.request_id) }
+    let (operation, request_id) = (told(&fields.kind), told(&fields.request_id));
+    Refused { operation, claimed, by: None, object, request_id }
 }
 
 /// At most [`MAX_TOLD`] bytes.

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::connection::unix_now;
 use crate::events::Events;
 use crate::limits::grouped;
-use crate::state::{Command, Denial, Op, Origin, Refusal};
+use crate::state::{Command, Denial, Op, Origin, Refusal, Signer};
 use crate::writer::Writer;
 
 /// Commands a second for one code and source.
@@ -42,6 +42,8 @@ pub(crate) struct Refused {
     pub operation: String,
     /// The node that it names as its actor.
     pub claimed: Option<NodeId>,
+    /// Whose session it came on.
+    pub by: Option<Signer>,
     /// What it is about.
     pub object: String,
     /// The client's text.
@@ -116,13 +118,20 @@ impl Denials {
             return;
         }
         self.applied(source, refusal);
-        let Refused { operation, claimed, object, request_id } = request();
+        let Refused { operation, claimed, by, mut object, request_id } = request();
         let (code, reason) = (refusal.code().to_owned(), refusal.to_string());
         let rule = match refusal {
             Refusal::NotAdmitted { rule, .. } => rule.clone(),
             _ => String::new(),
         };
-        let denial = Denial { operation, claimed, object, code, reason, rule, count: 1 };
+        if let Refusal::NotAdmitted { network, .. } = refusal
+            && object.is_empty()
+        {
+            // The request may have named it otherwise than by its number.
+            let node = by.map_or_else(String::new, |by| format!("node {} in ", by.node));
+            object = format!("{node}network {network}");
+        }
+        let denial = Denial { operation, claimed, by, object, code, reason, rule, count: 1 };
         let origin = Origin { source: Some(source), request: request_id };
         let command = Command { at: unix_now(), origin, op: Op::Deny(denial) };
         self.note(refusal.code(), source.ip(), command, Instant::now());
@@ -253,6 +262,7 @@ mod tests {
         let denial = Denial {
             operation: "heartbeat".to_owned(),
             claimed: Some(NodeId(1)),
+            by: None,
             object: "node 1".to_owned(),
             code: "bad_signature".to_owned(),
             reason: String::new(),

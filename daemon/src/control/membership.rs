@@ -223,7 +223,7 @@ impl Membership {
                     sleep(Duration::from_millis(100)).await;
                 }
                 Err(e) if e.has_code("revoked") => {
-                    self.revoked(&e.to_string());
+                    self.revoked(&e.to_string()).await;
                     return false;
                 }
                 Err(e) => {
@@ -318,8 +318,10 @@ impl Membership {
         let result = member.open_session(networks.watched().take_all()).await;
         let standing = match result {
             Ok((opened, on)) => {
+                // One that was never heard of has lost nothing of this node's,
+                // so what it says of trust is believed.
                 let known = self.parts.store.epoch();
-                let renewed = !opened.resumed && known.as_ref() != Some(&opened.epoch);
+                let renewed = !opened.resumed && known.is_some_and(|k| k != opened.epoch);
                 session.opened(on, opened.epoch, opened.resumed, renewed);
                 if opened.resumed {
                     networks.resumed().await;
@@ -376,7 +378,7 @@ impl Membership {
         }
     }
 
-    fn revoked(&mut self, why: &str) {
+    async fn revoked(&mut self, why: &str) {
         let text = format!(
             "an administrator has revoked this node ({why}); it does not register again. A new \
              identity makes it a new node"
@@ -387,6 +389,12 @@ impl Membership {
             (s.registered, s.endpoint) = (false, None);
             s.revoked = Some(text);
         });
+        // It is in no network any more, and nobody trusts it; no session will say
+        // so. Peers that know where it is must find its ports closed as well.
+        self.parts.networks.synced(Vec::new(), false, u64::MAX).await;
+        for node in self.parts.pins.trusted() {
+            self.parts.trust.send(trust::Command::RevokedByPeer { node, young: 0 }).await;
+        }
     }
 
     /// Nothing is said any more until the daemon starts again.
@@ -520,7 +528,7 @@ impl Membership {
         self.status.send_modify(|s| s.session = "none");
         match code {
             "revoked" => {
-                self.revoked("said the registry");
+                self.revoked("said the registry").await;
                 self.stay_away().await;
                 return false;
             }

@@ -62,7 +62,7 @@ pub(super) async fn settled(
                 let about = about.unwrap_or_default();
                 let operation = about["type"].as_str().unwrap_or_default().to_owned();
                 let object = denials::object(about.to_string().as_bytes());
-                Refused { operation, claimed: None, object, request_id: cut(&request_id) }
+                Refused { operation, claimed: None, by: None, object, request_id: cut(&request_id) }
             });
             Err(refusal)
         }

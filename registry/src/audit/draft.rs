@@ -241,7 +241,7 @@ impl Draft {
                 let actor = acting(state, by, None);
                 (actor, "node_revoke", object, detail.join("; "), Before::News(true))
             }
-            Op::Deny(denial) => return Some(Self::denied(command, denial)),
+            Op::Deny(denial) => return Some(Self::denied(state, command, denial)),
             Op::Import(imported) => {
                 let detail = format!(
                     "{} nodes, {} keys, {} trust pairs, {} networks",
@@ -365,11 +365,11 @@ impl Draft {
         Self::new(command, actor, "register", object, String::new(), before)
     }
 
-    fn denied(command: &Command, denial: &Denial) -> Self {
-        let Denial { operation, claimed, object, code, reason, rule, count } = denial;
+    fn denied(state: &State, command: &Command, denial: &Denial) -> Self {
+        let Denial { operation, claimed, by, object, code, reason, rule, count } = denial;
         let mut draft = Self::new(
             command,
-            unknown(*claimed),
+            by.map_or_else(|| unknown(*claimed), |by| node(state, by, None)),
             operation,
             object.clone(),
             reason.clone(),

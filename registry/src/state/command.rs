@@ -97,6 +97,9 @@ pub struct Denial {
     pub operation: String,
     /// The node that the request named as its actor; not proven.
     pub claimed: Option<NodeId>,
+    /// Whose session it came on; proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Signer>,
     /// What it was about, as in the audit log.
     pub object: String,
     /// Stable code of the refusal.

@@ -23,6 +23,8 @@ const CONDITION_POLL: Duration = Duration::from_millis(20);
 const WORKERS: &str = "PILOT_TEST_WORKERS";
 /// Name of a daemon's config file in its folder.
 const CONFIG: &str = "daemon.yaml";
+/// Name of the folder with the scripts of the registry.
+const SCRIPTS: &str = "registry-scripts";
 /// How long a program may take to end when asked.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -47,6 +49,8 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
 #[derive(Clone, Debug, Default)]
 pub struct RegistryOptions {
     settings: Vec<(String, String)>,
+    /// Names and texts.
+    scripts: Vec<(String, String)>,
 }
 
 impl RegistryOptions {
@@ -80,6 +84,13 @@ impl RegistryOptions {
     #[must_use]
     pub fn with_tls(self) -> Self {
         self.set("tls", "true")
+    }
+
+    /// With a script, such as `NAME.lua` for a join rule `NAME`.
+    #[must_use]
+    pub fn script(mut self, file: &str, text: &str) -> Self {
+        self.scripts.push((file.to_owned(), text.to_owned()));
+        self
     }
 }
 
@@ -238,6 +249,17 @@ impl Network {
 fn start_registry(folder: &Path, addr: &str, options: &RegistryOptions) -> Result<Process> {
     let mut registry = command("pilot-registry")?;
     registry.args(["-addr", addr, "-store"]).arg(folder.join("registry.db"));
+    if !options.scripts.is_empty() {
+        let scripts = folder.join(SCRIPTS);
+        for (file, text) in &options.scripts {
+            super::install(&scripts, file, text.as_bytes())?;
+        }
+        let config = folder.join("registry.yaml");
+        // JSON is YAML.
+        let settings = serde_json::json!({"script-dirs": [scripts]});
+        fs::write(&config, settings.to_string())?;
+        registry.arg("-config").arg(config);
+    }
     // As a switch wants it, and in one word as a value that begins with a dash.
     registry.args(options.settings.iter().map(|(key, value)| format!("-{key}={value}")));
     Process::start("pilot-registry", registry, &folder.join("registry.log"))
@@ -251,6 +273,7 @@ pub struct DaemonOptions {
     settings: Vec<(String, String)>,
     /// Lines of the config file below the settings.
     more: String,
+    environment: Vec<(String, String)>,
 }
 
 impl DaemonOptions {
@@ -261,6 +284,7 @@ impl DaemonOptions {
             program: "pilot-daemon".to_owned(),
             settings: Vec::new(),
             more: String::new(),
+            environment: Vec::new(),
         };
         // A second instead of half a minute between heartbeats, which is also
         // when requests for trust are fetched.
@@ -295,6 +319,13 @@ impl DaemonOptions {
     #[must_use]
     pub fn lines(mut self, yaml: &str) -> Self {
         yaml.clone_into(&mut self.more);
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -472,6 +503,7 @@ fn launch(home: &Path, socket: &Path, options: &DaemonOptions) -> Result<Process
     let config = home.join(CONFIG);
     fs::write(&config, options.yaml()?)?;
     let mut daemon = command(&options.program)?;
+    daemon.envs(options.environment.iter().map(|(name, value)| (name, value)));
     daemon.env("PILOT_HOME", home).arg("-config").arg(&config).arg("-socket").arg(socket);
     Process::start(&options.name, daemon, &home.join("daemon.log"))
 }

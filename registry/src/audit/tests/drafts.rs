@@ -208,6 +208,7 @@ fn denials_are_told_as_they_came_and_within_bounds() {
     let denial = Denial {
         operation: "set_hostname".to_owned(),
         claimed: Some(NodeId(1)),
+        by: None,
         object: "node 1".to_owned(),
         code: "bad_signature".to_owned(),
         reason: "é".repeat(2000),

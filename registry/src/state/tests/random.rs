@@ -330,7 +330,8 @@ fn network_op() -> impl Strategy<Value = Op> {
         1 => (any_actor(), any_node()).prop_map(
             |(by, node)| Op::RevokeNode { by, node, reason: "stolen".into() }),
         1 => Just(Op::Deny(Denial {
-            operation: "network_join".into(), claimed: None, object: "network 1".into(),
+            operation: "network_join".into(), claimed: None, by: None,
+            object: "network 1".into(),
             code: "not_admitted".into(), reason: "no".into(), rule: "open".into(), count: 2,
         })),
         1 => Just(Op::Import(Box::default())),

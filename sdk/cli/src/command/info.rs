@@ -62,6 +62,10 @@ async fn run(cx: &Cx, _args: &Args) -> Result<Answer, Failure> {
     if let Some(shortfall) = udp.and_then(|u| u["buffer_shortfall"].as_str()) {
         text.push_str(&format!("\n\n{} {}", cx.out.bad("warning:"), printable_line(shortfall)));
     }
+    let revoked = info.extra.get("registry").and_then(|r| r["revoked"].as_str());
+    if let Some(revoked) = revoked {
+        text.push_str(&format!("\n\n{} {}", cx.out.bad("warning:"), printable_line(revoked)));
+    }
     let networks = info.extra.get("networks").and_then(Value::as_array);
     if let Some(list) = networks.filter(|list| !list.is_empty()) {
         text.push_str(&format!("\n\n{}", status::table(cx, list)));
