@@ -391,10 +391,14 @@ fn what_can_change_while_running_changes() {
         max_connections: 1000,
         admin_token: Some("another-token-0123".to_owned()),
         any_node_makes_networks: true,
+        audit_bytes: Some(1 << 20),
         ..config()
     };
     let reloaded = reload.apply(&new);
-    assert_eq!(reloaded.taken, ["register-rate", "max-connections", "admin-token"]);
+    assert_eq!(
+        reloaded.taken,
+        ["register-rate", "max-connections", "admin-token", "audit-megabytes"]
+    );
     assert_eq!(reloaded.restart, ["network-creation"]);
     assert_eq!(reloaded.failed, [""; 0]);
     assert_eq!(site.admin("/api/v1/nodes").status, 401);

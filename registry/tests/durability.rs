@@ -37,6 +37,8 @@ fn everything_survives_an_orderly_end() {
     let lookup = json!({"type": "lookup", "node_id": 1});
     let before = client.ask(lookup.clone());
     assert!(registry.terminate());
+    let held = pilot_registry::store::Reader::open(store.as_ref()).unwrap().state().unwrap().1;
+    assert_eq!((held.checkpoint, held.commands), (10, 0), "nothing is left to replay");
 
     let registry = start(&store);
     let mut client = Client::connect(registry.addr("addr"));

@@ -289,6 +289,18 @@ fn what_cannot_be_imported_is_named_and_leaves_no_file() {
     std::fs::write(path("new.db"), "mine").unwrap();
     let text = bad(&["import", "-store", &path("new.db"), "-from", &path("in.json")]);
     assert!(text.contains("new.db") && text.contains("there is such a file"), "{text}");
+    // What a registry has of a file there stays, and nothing is left over.
+    std::fs::write(path("part.db-wal"), "mine").unwrap();
+    let text = bad(&["import", "-store", &path("part.db"), "-from", &path("in.json")]);
+    assert!(text.contains("part.db-wal is there"), "{text}");
+    assert_eq!(std::fs::read(path("part.db-wal")).unwrap(), b"mine");
+    std::fs::remove_file(path("part.db-wal")).unwrap();
+    good(&["import", "-store", &path("part.db"), "-from", &path("in.json")]);
+    assert!(good(&["check", "-store", &path("part.db")]).contains("sound"));
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!name.contains(".part"), "{name}");
+    }
     assert_eq!(std::fs::read(path("new.db")).unwrap(), b"mine");
     let text = bad(&["export", "-store", &path("none.db"), "-to", &path("out.json")]);
     assert!(text.contains("none.db") && !Path::new(&path("out.json")).exists(), "{text}");

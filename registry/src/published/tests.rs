@@ -109,3 +109,23 @@ fn an_older_key_of_a_node_is_forgotten() {
     assert!(state.key(&PublicKey([9; 32])).is_none());
     assert!(reading.notes[0].contains(&key(9)));
 }
+
+#[test]
+fn null_is_nothing() {
+    let file = json!({
+        "next_node": 2, "networks": null, "trust_pairs": null, "pub_key_idx": null,
+        "handshake_inbox": null, "handshake_responses": null,
+        "nodes": {"1": {"id": 1, "public_key": key(1), "real_addr": "127.0.0.1:1", "tags": null}},
+    });
+    assert_eq!(state_of(&file).0.len(), 1);
+}
+
+#[test]
+fn two_keys_of_a_node_that_is_not_registered_are_refused() {
+    let file = json!({
+        "next_node": 3, "nodes": {}, "pub_key_idx": {(key(1)): 2, (key(2)): 2},
+    });
+    let text = read(file.to_string().as_bytes()).unwrap_err().to_string();
+    assert!(text.contains(&key(1)) && text.contains(&key(2)), "{text}");
+    assert!(text.contains("node 2 has the key"), "{text}");
+}

@@ -313,3 +313,166 @@ fn a_later_layout_says_who_wrote_it() {
     let text = SqliteLog::open(&path).unwrap_err().to_string();
     assert!(text.contains("layout 3") && text.contains("run that version"), "{text}");
 }
+
+/// Who follows the history that went on must not take this one for it.
+#[test]
+fn a_state_put_back_gets_another_name_once() {
+    use crate::audit::{Audit, Retention};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.db");
+    let audited = || Audit::open(Some(&path), Retention::default()).unwrap();
+    let start = || {
+        let audit = audited();
+        let mut log = SqliteLog::open(&path).unwrap();
+        let state = restore(&mut log, &audit).unwrap();
+        audit.close();
+        (log, state)
+    };
+    let (log, old) = start();
+    drop(log);
+    std::fs::copy(&path, dir.path().join("old.db")).unwrap();
+    let (mut log, mut state) = start();
+    append(&mut log, &mut state, &batch(1..9));
+    drop(log);
+    assert_eq!(start().1.epoch(), old.epoch(), "the same, gone on");
+    for part in ["registry.db", "registry.db-wal", "registry.db-shm"] {
+        let _ = std::fs::remove_file(dir.path().join(part));
+    }
+    std::fs::rename(dir.path().join("old.db"), &path).unwrap();
+    let put_back = start().1;
+    assert_eq!(put_back.applied(), 0);
+    assert_ne!(put_back.epoch(), old.epoch());
+    assert_eq!(start().1.epoch(), put_back.epoch(), "durably");
+}
+
+#[test]
+fn a_copy_gets_another_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, to) = (dir.path().join("registry.db"), dir.path().join("copy.db"));
+    let (mut log, mut state) = open(&path);
+    append(&mut log, &mut state, &batch(1..9));
+    backup(&path, &to).unwrap();
+    let copy = open(&to).1;
+    assert_eq!((copy.applied(), copy.epoch().len()), (8, 16));
+    assert_ne!(copy.epoch(), state.epoch());
+    assert_eq!(open(&to).1.epoch(), copy.epoch());
+    drop(log);
+    assert_eq!(open(&path).1.epoch(), state.epoch());
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (link, to) = (dir.path().join("registry.db"), dir.path().join("volume/registry.db"));
+    std::os::unix::fs::symlink(&to, &link).unwrap();
+    let text = SqliteLog::open(&link).unwrap_err().to_string();
+    assert!(text.contains("is a link to") && text.contains("volume/registry.db"), "{text}");
+    assert!(Reader::open(&link).is_err());
+    assert_eq!(link.read_link().unwrap(), to);
+    std::fs::create_dir(dir.path().join("volume")).unwrap();
+    assert!(SqliteLog::open(&link).is_err(), "the folder alone is not it");
+    drop(open(&to));
+    open(&link);
+}
+
+/// Opens the file between the reading and the owning of another.
+struct Intruder<'a>(&'a Path);
+
+impl Restoring for Intruder<'_> {
+    fn row(&mut self, _row: Row) -> Result<(), RestoreError> {
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, _applied: u64) -> Result<(), RestoreError> {
+        std::fs::remove_file(self.0.with_extension("db.lock")).unwrap();
+        drop(open(self.0));
+        Ok(())
+    }
+
+    fn batch(&mut self, _first: u64, _commands: &[Command]) -> Result<(), RestoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_was_owned_by_another_meanwhile_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.db");
+    let (mut log, mut state) = open(&path);
+    append(&mut log, &mut state, &batch(1..4));
+    drop(log);
+    let mut log = SqliteLog::open(&path).unwrap();
+    let error = log.restore(&mut Intruder(&path)).unwrap_err();
+    assert!(matches!(error, RestoreError::Store(StoreError::Fenced(_))), "{error}");
+    drop(log);
+    assert_eq!(rows(&open(&path).1), rows(&state));
+}
+
+#[test]
+fn without_a_store_nothing_is_noted() {
+    let mut state = restore(&mut MemoryLog, &Default::default()).unwrap();
+    for command in batch(1..20) {
+        state.apply(&command).unwrap();
+    }
+    assert_eq!(state.take_dirty_keys(), [crate::state::RowKey::Meta]);
+}
+
+#[test]
+fn what_cannot_be_read_again_is_not_written() {
+    use crate::state::Actor;
+    use pilot_wire::registry::network::{BroadcastRight, JoinPolicy};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.db");
+    let (mut log, mut state) = open(&path);
+    let network = |depth: usize| {
+        let mut join = JoinPolicy::of("open");
+        join.rules[0].config = serde_json::json!({});
+        for _ in 0..depth {
+            join.rules[0].config = serde_json::json!([join.rules[0].config]);
+        }
+        let (by, name) = (Actor::Registry, format!("n{depth}"));
+        let broadcast = BroadcastRight::default();
+        Command::own(5, Op::CreateNetwork { by, name, join, broadcast })
+    };
+    let refused = log.append(1, &[network(200)]).unwrap_err();
+    assert!(matches!(refused, StoreError::Write { .. }) && !refused.ends_the_log(), "{refused}");
+    append(&mut log, &mut state, &[network(20)]);
+    log.checkpoint(state.applied(), &state.take_dirty()).unwrap();
+    drop(log);
+    assert_eq!(rows(&open(&path).1), rows(&state));
+}
+
+#[test]
+fn a_command_that_cannot_be_applied_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.db");
+    let (mut log, mut state) = open(&path);
+    append(&mut log, &mut state, &batch(1..6));
+    drop(log);
+    let mut log = SqliteLog::open(&path).unwrap();
+    let mut apply = |state: &mut State, command: &Command| {
+        assert!(state.applied() < 3, "out of range");
+        state.apply(command)
+    };
+    let error = log.restore(&mut Builder::new(&mut apply)).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, RestoreError::Failed { command: 4, .. }), "{text}");
+    assert!(text.contains("out of range") && text.contains("restore a backup"), "{text}");
+    drop(log);
+    assert_eq!(open(&path).1.applied(), 5);
+}
+
+#[test]
+fn where_the_audit_log_was_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.db");
+    let (mut log, _) = open(&path);
+    assert_eq!(log.audited(), None);
+    log.note_audited(Some((7, "ab".to_owned()))).unwrap();
+    drop(log);
+    assert_eq!(Reader::open(&path).unwrap().audited().unwrap(), Some((7, "ab".to_owned())));
+    let mut log = SqliteLog::open(&path).unwrap();
+    // No log at all: it is not missed.
+    restore(&mut log, &Default::default()).unwrap();
+    assert_eq!(log.audited(), None);
+}

@@ -328,6 +328,57 @@ fn old_records_go_and_the_rest_verifies() {
 }
 
 #[test]
+fn a_thread_that_failed_holds_up_nobody() {
+    let place = Place::new();
+    let audit = place.open();
+    audit.append(3, (0..3).map(record).collect());
+    audit.flush().unwrap();
+    audit.ask(Ask::Panic);
+    assert_eq!(audit.flush(), Err(AuditError::Closed));
+    eventually("it is known", || !audit.is_healthy());
+    assert_eq!(audit.flush(), Err(AuditError::Closed));
+    audit.append(4, vec![record(3)]);
+    assert_eq!(all(&audit).len(), 3);
+    audit.close();
+    drop(audit);
+    assert_eq!(place.open().last_command(), 3);
+}
+
+#[test]
+fn retention_can_change() {
+    let place = Place::new();
+    let audit = place.open();
+    audit.append(600, (0..600).map(record).collect());
+    audit.ask(Ask::Retain(1150));
+    audit.flush().unwrap();
+    assert_eq!(all(&audit).len(), 600);
+    audit.set_retention(Retention { age: Some(Duration::from_secs(100)), bytes: None });
+    audit.ask(Ask::Retain(1150));
+    audit.flush().unwrap();
+    assert_eq!(all(&audit)[0].seq, 151);
+}
+
+#[test]
+fn a_log_without_its_end_is_refused_and_a_new_one_is_not() {
+    let place = Place::new();
+    let audit = place.open();
+    audit.append(4, (0..4).map(record).collect());
+    audit.flush().unwrap();
+    let hashes: Vec<_> = all(&audit).into_iter().map(|r| (r.seq, r.hash)).collect();
+    assert_eq!(audit.continues(&hashes[1]), Ok(true));
+    assert_eq!(audit.continues(&hashes[3]), Ok(true));
+    for (noted, problem) in [
+        ((6, hashes[3].1.clone()), "records 5 to 6 are missing at the end"),
+        ((2, hashes[3].1.clone()), "record 2: it is not the one"),
+    ] {
+        let refused = audit.continues(&noted).unwrap_err().to_string();
+        assert!(refused.contains(problem), "{refused}");
+    }
+    let new = Place::new();
+    assert_eq!(new.open().continues(&hashes[3]), Ok(false));
+}
+
+#[test]
 fn a_large_log_shrinks() {
     let place = Place::new();
     let bytes = 1 << 20;
