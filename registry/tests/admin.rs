@@ -473,11 +473,11 @@ fn networks_are_made_and_read_over_http() {
         assert!(!tokens.text().contains(hidden), "{hidden}");
     }
     let invite = site.request(&json!({
-        "type": "invite", "network": "lab", "to": { "node": 2 }, "expires": unix_now() + 600,
+        "type": "invite", "network": "lab", "to": { "owner": "ann" }, "expires": unix_now() + 600,
     }));
     assert_eq!(invite.status, 200, "{invite:?}");
     let invitations = site.admin("/api/v1/networks/lab/invitations").json();
-    assert_eq!(invitations["invitations"][0]["to"], json!({ "node": 2 }));
+    assert_eq!(invitations["invitations"][0]["to"], json!({ "owner": "ann" }));
     client::eventually("the network is counted", || {
         let stats = site.get("/api/stats").json();
         stats["networks"][1]

@@ -210,10 +210,10 @@ fn invitations_let_in_whom_they_name_once() {
 
         // Revoked by who made it; the invited one chooses by number.
         let second = a.ask(&good)["invitation"]["id"].clone();
-        let third = admin.ok(invite(&node(b.id), &[]))["invitation"]["id"].clone();
         let revoke = json!({"type": "invitation_revoke", "id": second});
         assert_eq!(c.ask(&revoke)["code"], "invitation_gone");
         assert_eq!(a.ask(&revoke)["type"], "done_ok");
+        let third = admin.ok(invite(&node(b.id), &[]))["invitation"]["id"].clone();
         denied(&b.join(lab, json!({"invite": {"id": second}})), "invite");
         b.enter(lab, json!({"invite": {"id": third}}));
 

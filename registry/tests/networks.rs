@@ -216,13 +216,13 @@ const MATRIX: &[Line] = &[
     (
         "invitation_decline",
         |w, _| {
-            let id = invited(w, w.member.id);
+            let id = invited(w, w.stranger.id);
             json!({"type": "invitation_decline", "id": id})
         },
         [
             "session_required",
-            "invitation_gone",
             "done_ok",
+            "invitation_gone",
             "invitation_gone",
             "session_required",
             "bad_admin_token",

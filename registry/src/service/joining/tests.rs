@@ -8,9 +8,11 @@ use std::sync::{Arc, RwLock};
 use pilot_host::BoxFuture;
 use pilot_wire::Address;
 use pilot_wire::registry::PublicKey;
+use pilot_wire::registry::network::{BroadcastRight, JoinPolicy};
 
 use super::*;
 use crate::rules::JoinRules;
+use crate::state::{Actor, Command, Register};
 
 type Rule = fn(&JoinRequest) -> Verdict;
 
@@ -126,6 +128,46 @@ async fn all_adds_up_what_every_rule_grants() {
     );
     let denied = judge(&service, Combine::All, &["token", "no", "ca"]).await.unwrap_err();
     assert_eq!(denied, Denied { rule: "no".into(), reason: "rule \"no\": not you".into() });
+}
+
+/// What the state says while a rule is asked goes out with the verdict, so that
+/// it is void when that changes.
+#[tokio::test]
+async fn an_admission_says_by_which_rules_and_for_which_membership_it_is() {
+    let key = PublicKey([1; 32]);
+    let (by, source) = (Signer { node: NodeId(1), key }, ([127, 0, 0, 1], 1).into());
+    let asker = Asker { source, session: Some(by) };
+    let service = service(&[("a", |_| allow(&[], None, None))]);
+    let run = |at, op| {
+        let mut state = service.state.write().unwrap();
+        state.apply(&Command::own(at, op)).map(|_| state.applied())
+    };
+    let join = async || {
+        let (network, proofs) = (NetworkRef::Id(1), Map::new());
+        service.join(by, &network, &proofs, &asker, NOW).await.unwrap()
+    };
+    let judged = |op: &Op| match op {
+        Op::JoinNetwork { admission, .. } => (admission.policy, admission.renews),
+        other => panic!("{other:?}"),
+    };
+    let (owner, hostname, takeover) = (String::new(), String::new(), false);
+    let register = Register { key, endpoint: source, owner, hostname, proven: true, takeover };
+    run(1, Op::Register(register)).unwrap();
+    let (name, policy) = ("lab".to_owned(), JoinPolicy::of("a"));
+    let (admin, broadcast) = (|| Actor::Admin("ops".into()), BroadcastRight::Nobody);
+    let create = Op::CreateNetwork { by: admin(), name, join: policy.clone(), broadcast };
+    let made = run(2, create).unwrap();
+    let early = join().await;
+    assert_eq!(judged(&early), (made, None));
+    run(3, early).unwrap();
+    let renewal = join().await;
+    assert_eq!(judged(&renewal), (made, Some(3)));
+    let update = Op::UpdateNetwork { by: admin(), network: 1, join: Some(policy), broadcast: None };
+    let updated = run(4, update).unwrap();
+    assert_eq!(run(5, renewal).unwrap_err().code(), "not_admitted");
+    let renewal = join().await;
+    assert_eq!(judged(&renewal), (updated, Some(3)));
+    run(6, renewal).unwrap();
 }
 
 #[tokio::test]
