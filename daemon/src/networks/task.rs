@@ -46,6 +46,9 @@ const WITHDRAWN: &str = "the registry refuses sessions";
 /// names them; beyond it the oldest are forgotten.
 const MAX_LEFT: usize = 64;
 
+/// What came of a join.
+type Judged = Result<(Membership, Moment), Failed>;
+
 pub(super) struct Task {
     parts: NetworksParts,
     watched: Watched,
@@ -56,7 +59,7 @@ pub(super) struct Task {
     synced: bool,
     /// It has said so in this run.
     heard: bool,
-    joins: JoinSet<(usize, Result<(Membership, Moment), Failed>)>,
+    joins: JoinSet<(usize, Judged)>,
     /// When the registry last said all, and how this node stands with one network:
     /// what it said before is over. At most one for each network.
     said: Moment,

@@ -15,7 +15,7 @@ fn audit(network: &Network, more: &[&str]) -> Result<Vec<Value>> {
     let done = run("pilotctl", network.admin_command(&args)?, NOTICE)?;
     ensure!(done.status.success(), "{}", done.stderr);
     let lines = done.stdout.lines();
-    lines.map(|line| Ok(serde_json::from_str(line).with_context(|| line.to_owned())?)).collect()
+    lines.map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
 fn registry_tool(args: &[&str], store: &Path) -> Result<Finished> {

@@ -94,8 +94,8 @@ async fn members_reach_each_other_without_trust_and_others_do_not() -> Result<()
     ensure!(error["code"] == "not_member", "{error}");
 
     let list = a.pilotctl(&["network", "list"])?;
-    let lab = list["networks"].as_array().context("no networks")?.iter();
-    let lab = lab.cloned().find(|n| n["id"] == id).context("lab is not listed")?;
+    let mut lab = list["networks"].as_array().context("no networks")?.iter();
+    let lab = lab.find(|n| n["id"] == id).cloned().context("lab is not listed")?;
     ensure!(lab["name"] == "lab" && lab["members"] == 2 && lab["join_rule"] == "token", "{lab}");
     ensure!(lab["membership"]["tags"] == json!(["gpu"]), "{lab}");
     let shown = outsider.pilotctl(&["network", "list"])?.to_string();

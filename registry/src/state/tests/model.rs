@@ -408,7 +408,7 @@ impl Model {
                 let owner = of.owner;
                 let mere = |from: Option<NodeId>| from.is_some() && from != owner;
                 let earlier = self.view.invitations.values();
-                let earlier = earlier.filter(|i| i.network == *network && i.to == *to).last();
+                let earlier = earlier.rev().find(|i| i.network == *network && i.to == *to);
                 if let Some(earlier) = earlier {
                     if mere(node) && !mere(earlier.from.map(|(from, _)| from)) {
                         return Err("invalid");
