@@ -263,6 +263,11 @@ fn record(row: &Row<'_>) -> rusqlite::Result<AuditRecord> {
     let wrong = |n: usize, what: String| {
         rusqlite::Error::FromSqlConversionFailure(n, rusqlite::types::Type::Text, what.into())
     };
+    // Absent is NULL here, and another way to write it would be an edit unseen.
+    let absent_or = |n: usize| match row.get::<_, Option<String>>(n)? {
+        Some(empty) if empty.is_empty() => Err(wrong(n, "an empty text is none".to_owned())),
+        text => Ok(text.unwrap_or_default()),
+    };
     let address = row.get::<_, Option<String>>(6)?;
     let address: Option<Address> = match &address {
         Some(text) => Some(text.parse().map_err(|_| wrong(6, format!("{text:?} is no address")))?),
@@ -282,12 +287,12 @@ fn record(row: &Row<'_>) -> rusqlite::Result<AuditRecord> {
         command: row.get(2)?,
         actor: AuditActor {
             kind: text(3)?,
-            name: text(4)?,
+            name: absent_or(4)?,
             node_id: row.get::<_, Option<u32>>(5)?.map(Into::into),
             address,
-            public_key: text(7)?,
-            owner: text(8)?,
-            external_identity: text(9)?,
+            public_key: absent_or(7)?,
+            owner: absent_or(8)?,
+            external_identity: absent_or(9)?,
         },
         source: text(10)?,
         operation: text(11)?,
