@@ -3,8 +3,8 @@
 //! A record follows from a command and the state before and after it alone
 //! (`Draft`), so replaying commands gives the same records again. The file may
 //! therefore lag behind the command log: after a crash what is missing is made
-//! from the commands that are replayed ([`Replay`]), and the command log forgets
-//! nothing before [`Audit::flush`] has made the records of it durable.
+//! from the commands that are replayed (`Replay`), and the command log forgets
+//! nothing before `Audit::flush` has made the records of it durable.
 //!
 //! A thread of its own writes (`keeper`). While it cannot, [`Audit::is_healthy`]
 //! says so, and nothing is admitted that would have to be audited.

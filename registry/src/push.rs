@@ -1,9 +1,9 @@
 //! Sessions of nodes and what they are told. See
 //! `pilot_wire::registry::session` for the protocol. Must not know connections.
 //!
-//! The writer calls [`Hub::follow`] after each batch. That only notes, for each
-//! session concerned, *what* is news ([`Topic`]); how it stands is read from the
-//! state later, by whoever serves the session ([`Live::fill`]). So the writer
+//! The writer calls `Hub::follow` after each batch. That only notes, for each
+//! session concerned, *what* is news (`Topic`); how it stands is read from the
+//! state later, by whoever serves the session (`Live::fill`). So the writer
 //! waits for nobody, what changes twice before it is told is told once, and a
 //! frame is never older than the one before it.
 //!
@@ -11,7 +11,7 @@
 //! and a topic when the batch is followed, which is later. Opening a session
 //! enters it in the table first and looks at the state afterwards. A change
 //! followed before the session is in the table was therefore applied before the
-//! state is looked at, and is in the [`Ring`] or in the sync; one followed later
+//! state is looked at, and is in the `Ring` or in the sync; one followed later
 //! becomes a topic. Both may happen: levels are read again and are the same.
 //!
 //! Why numbers may be trusted. `followed` is the number of the last command
@@ -26,9 +26,9 @@
 //! Locks: the table, then the state. A session's topics are a lock of their own
 //! that is held for an insertion or a take.
 //!
-//! Bounds: one session per node; [`MAX_WATCHED`] peers each; [`MAX_TOPICS`]
+//! Bounds: one session per node; [`MAX_WATCHED`] peers each; `MAX_TOPICS`
 //! untold topics, beyond which the session ends as `slow`; a ring of
-//! [`ring::CAPACITY`] changes, beyond which a session begins with everything.
+//! `ring::CAPACITY` changes, beyond which a session begins with everything.
 
 mod level;
 mod link;
