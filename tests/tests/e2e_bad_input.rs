@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pilot_tests::harness::{Network, command, run};
+use pilot_tests::harness::{Network, command, eventually, run};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -209,6 +209,8 @@ async fn secrets_are_readable_by_their_owner_alone() -> Result<()> {
     let (a, _b) = network.pair().await?;
     for file in ["identity.key", "trust.json", "state.json", "pilot.sock"] {
         let path = a.home.join(file);
+        // What is remembered is written a little later.
+        eventually(file, async || path.exists().then_some(())).await?;
         let mode = fs::metadata(&path).with_context(|| path.display().to_string())?;
         let mode = mode.permissions().mode() & 0o777;
         ensure!(mode == 0o600, "{file} has mode {mode:o}");

@@ -304,6 +304,10 @@ impl Membership {
     async fn open_session(&mut self) -> bool {
         let (member, networks) = (self.parts.member.clone(), self.parts.networks.clone());
         let session = member.session();
+        // The order that says so may still wait.
+        if let Some(code) = session.take_end() {
+            self.put_off(&code);
+        }
         // One that the registry ended has its time, also when the connection went
         // with it.
         if self.reopen.is_some_and(|at| at > Instant::now()) {
@@ -525,6 +529,7 @@ impl Membership {
     /// What follows from the end of a session; whether to go on.
     async fn session_ended(&mut self, code: &str) -> bool {
         tracing::info!("the registry ended the session: {code}");
+        self.parts.member.session().take_end();
         self.status.send_modify(|s| s.session = "none");
         match code {
             "revoked" => {

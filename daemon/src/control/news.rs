@@ -98,7 +98,7 @@ impl Listener {
             }
             News::Invited(invitation) => self.parts.networks.invited(&invitation),
             News::Ended { code } => {
-                if self.parts.member.session().ended(connection) {
+                if self.parts.member.session().ended(connection, &code) {
                     self.order(Order::Ended(code)).await;
                 }
                 return;

@@ -27,6 +27,8 @@ pub(crate) struct State {
     /// The registry has another state than when this node was last told
     /// everything: what it says of trust may be what it has lost.
     pub(crate) renewed: bool,
+    /// Why the registry ended the last one, until it was acted upon.
+    pub(crate) ended_by: Option<String>,
 }
 
 /// What came of opening a session.
@@ -126,15 +128,26 @@ impl Session {
         });
     }
 
-    /// The registry ended it; whether it was the present one.
-    pub(crate) fn ended(&self, connection: u64) -> bool {
+    /// The registry ended it with this code; whether it was the present one.
+    pub(crate) fn ended(&self, connection: u64, code: &str) -> bool {
         self.0.send_if_modified(|state| {
             let present = state.connection == connection && state.standing == Standing::Open;
             if present {
                 // So that it may be tried again on the same connection.
                 (state.connection, state.standing) = (0, Standing::None);
+                state.ended_by = Some(code.to_owned());
             }
             present
         })
+    }
+
+    /// Why the registry ended the last one, once.
+    pub(crate) fn take_end(&self) -> Option<String> {
+        let mut code = None;
+        self.0.send_if_modified(|state| {
+            code = state.ended_by.take();
+            false
+        });
+        code
     }
 }

@@ -202,7 +202,8 @@ async fn who_is_replaced_does_not_come_back_at_once() {
     mock.start().await;
     let beats = mock.count("heartbeat");
     until("heartbeats", || mock.count("heartbeat") > beats + 5).await;
-    assert_eq!(mock.count("session_open"), 1);
+    let kinds: Vec<String> = mock.state().log.iter().map(|r| r["type"].to_string()).collect();
+    assert_eq!(mock.count("session_open"), 1, "{kinds:?}");
 }
 
 /// What waits behind a join waits as long as the join may take; alone it does not.
