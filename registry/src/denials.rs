@@ -124,9 +124,7 @@ impl Denials {
             Refusal::NotAdmitted { rule, .. } => rule.clone(),
             _ => String::new(),
         };
-        if let Refusal::NotAdmitted { network, .. } = refusal
-            && object.is_empty()
-        {
+        if let Refusal::NotAdmitted { network, .. } = refusal {
             // The request may have named it otherwise than by its number.
             let node = by.map_or_else(String::new, |by| format!("node {} in ", by.node));
             object = format!("{node}network {network}");
