@@ -183,8 +183,19 @@ pub fn verify_export(
     while let Some((number, read)) = pending.take() {
         match read {
             Ok(Line::Export(found)) if number == 1 => contents = Some(found),
-            Ok(Line::Cut(cut)) => signed.cuts.push(cut),
-            Ok(Line::Head(head)) => signed.heads.push(head),
+            Ok(Line::Cut(cut)) => {
+                let before = signed.cuts.last().is_some_and(|last| last.first > cut.first);
+                if before || !signed.heads.is_empty() {
+                    problems.push(format!("line {number}: it is out of place"));
+                }
+                signed.cuts.push(cut);
+            }
+            Ok(Line::Head(head)) => {
+                if signed.heads.last().is_some_and(|last| last.seq > head.seq) {
+                    problems.push(format!("line {number}: it is out of place"));
+                }
+                signed.heads.push(head);
+            }
             other @ Ok(Line::Record(_)) => {
                 pending = Some((number, other));
                 break;
