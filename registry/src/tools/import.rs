@@ -88,8 +88,9 @@ fn write(to: &Path, command: &Command, as_rows: bool) -> Result<(), store::Resto
     let mut state = store::restore(&mut log, &Default::default())?;
     let command = std::slice::from_ref(command);
     if as_rows {
-        let placeholder = Command::own(command[0].at, Op::Import(Box::<Imported>::default()));
-        log.append(1, &[placeholder])?;
+        let first = Command::own(command[0].at, Op::Import(Box::<Imported>::default()));
+        // The rows are what this command made; it is in the log for its number.
+        log.append(1, &[first])?;
         let _ = state.apply(&command[0]);
         log.checkpoint(1, &state.take_dirty())?;
     } else {
